@@ -1,0 +1,194 @@
+"""State dicts of the PyTorch networks to our variables and back."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from convert.names import CLASSIFIER_ONLY, module_names
+from if_jax.models import create_model
+from if_jax.models.inversenet import InverseMLP
+
+# PyTorch's name of a leaf -> (collection, our name); a `weight` of one axis is a norm's scale.
+_LEAVES = {
+  'weight': ('params', 'kernel'),
+  'bias': ('params', 'bias'),
+  'running_mean': ('batch_stats', 'mean'),
+  'running_var': ('batch_stats', 'var'),
+}
+# PyTorch's count of training steps in each batch norm, of which nothing of ours depends.
+_COUNTER = 'num_batches_tracked'
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray], name: str) -> dict:
+  """Turns a state dict into variables for `create_model(name).apply`.
+
+  The number of classes and whether there is an edge head are read from the entries.
+
+  Args:
+    state_dict: PyTorch's name to array, without the prefixes of wrappers.
+    name: a key of `if_jax.models.MODELS`, or 'inversenet'.
+  Returns:
+    {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, C-contiguous.
+  Raises:
+    ValueError: naming every missing, unexpected, mis-shaped and non-finite entry.
+  Source: the names of github.com/Qualcomm-AI-research/InverseForm.
+  """
+  expected = _expected(name, **_options(state_dict, name))
+  given = {k: v for k, v in state_dict.items() if not k.endswith(_COUNTER)}
+  return _convert(given, expected, name)
+
+
+def backbone_from_torch(state_dict: Mapping[str, np.ndarray], name: str) -> tuple[dict, list[str]]:
+  """Turns an ImageNet classifier of HRNet's authors into the variables of a backbone.
+
+  Args:
+    state_dict: as `from_torch`; the entries stand alone or under `backbone.`.
+    name: the segmentation network that the backbone is for.
+  Returns:
+    ({'params': {'backbone': ...}, 'batch_stats': {'backbone': ...}}, the entries left out: those
+    of the classifier behind the backbone, see `names.CLASSIFIER_ONLY`).
+  Raises:
+    ValueError: as `from_torch`.
+  """
+  given = {
+    'backbone.' + k.removeprefix('backbone.'): v
+    for k, v in state_dict.items()
+    if not k.endswith(_COUNTER)
+  }
+  left_out = [k for k in given if k.removeprefix('backbone.').startswith(CLASSIFIER_ONLY)]
+  expected = {k: v for k, v in _expected(name).items() if k.startswith('backbone.')}
+  given = {k: v for k, v in given.items() if k not in left_out}
+  return _convert(given, expected, name), left_out
+
+
+def to_torch(variables: Mapping, name: str) -> dict[str, np.ndarray]:
+  """Turns variables back into a state dict with PyTorch's names, in PyTorch's order.
+
+  Args:
+    variables: as `from_torch` gives them.
+    name: as `from_torch`.
+  Returns:
+    PyTorch's name to array, C-contiguous; `num_batches_tracked` of every batch norm is 0.
+  Raises:
+    ValueError: naming every leaf that is missing, too many or mis-shaped.
+  """
+  flat = flatten_dict(jax.tree.map(np.asarray, dict(variables)))
+  modules = module_names(name)
+  edge_head = any(path[1] == 'edge_head' for path in flat)
+  num_classes = _num_classes(flat)
+  expected = _expected(name, num_classes=num_classes, edge_head=edge_head)
+  paths = {path: theirs for theirs, (path, _) in expected.items()}
+  missing = ['/'.join(path) for path in paths if path not in flat]
+  unexpected = ['/'.join(path) for path in flat if path not in paths]
+  wrong = [
+    f'{"/".join(path)} {flat[path].shape} (expected {_flax_shape(expected[theirs][1])})'
+    for path, theirs in paths.items()
+    if path in flat and flat[path].shape != _flax_shape(expected[theirs][1])
+  ]
+  _raise_if_any(name, missing=missing, unexpected=unexpected, mis_shaped=wrong)
+  state_dict = {}
+  by_name = {theirs: _to_torch_layout(flat[path]) for theirs, (path, _) in expected.items()}
+  for theirs, _ in modules:
+    for leaf in _LEAVES:
+      if f'{theirs}.{leaf}' in by_name:
+        state_dict[f'{theirs}.{leaf}'] = by_name[f'{theirs}.{leaf}']
+    if f'{theirs}.running_var' in by_name:
+      state_dict[f'{theirs}.{_COUNTER}'] = np.zeros((), np.int64)
+  return state_dict
+
+
+def _convert(given, expected, name):
+  missing = [k for k in expected if k not in given]
+  unexpected = [k for k in given if k not in expected]
+  wrong = [
+    f'{k} {given[k].shape} (expected {shape})'
+    for k, (_, shape) in expected.items()
+    if k in given and given[k].shape != shape
+  ]
+  bad = [
+    k
+    for k in expected
+    if k in given
+    and (
+      not np.isfinite(np.asarray(given[k], np.float32)).all()
+      or (k.endswith('running_var') and (np.asarray(given[k], np.float32) < 0).any())
+    )
+  ]
+  _raise_if_any(name, missing=missing, unexpected=unexpected, mis_shaped=wrong, not_finite=bad)
+  return unflatten_dict({path: _to_flax_layout(given[k]) for k, (path, _) in expected.items()})
+
+
+@functools.cache
+def _expected(name, num_classes=19, edge_head=True):
+  """PyTorch's name -> (our path, PyTorch's shape) of every entry, in PyTorch's order."""
+  if name == 'inversenet':
+    model, inputs = InverseMLP(), [jnp.zeros((1, 224, 224, 1))] * 2
+  else:
+    model, inputs = create_model(name, num_classes, edge_head=edge_head), [jnp.zeros((1, 64, 64, 3))]
+  shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs))
+  expected = {}
+  for theirs, ours in module_names(name):
+    for leaf, (collection, our_leaf) in _LEAVES.items():
+      for candidate in (our_leaf, 'scale') if leaf == 'weight' else (our_leaf,):
+        path = (collection, *ours.split('/'), candidate)
+        if path in shapes:
+          expected[f'{theirs}.{leaf}'] = path, _torch_shape(shapes[path].shape)
+  return expected
+
+
+def _options(state_dict, name):
+  if name == 'inversenet':
+    return {}
+  for classifier in ('ocr.cls_head.weight', 'hrhead.last_layer.2.weight'):
+    if classifier in state_dict and state_dict[classifier].ndim == 4:
+      num_classes = state_dict[classifier].shape[0]
+      break
+  else:
+    num_classes = 19
+  return {
+    'num_classes': num_classes,
+    'edge_head': any(k.startswith('edge_head.') for k in state_dict),
+  }
+
+
+def _num_classes(flat):
+  for path in [('params', 'ocr', 'classifier', 'kernel'), ('params', 'head', 'classifier', 'kernel')]:
+    if path in flat:
+      return flat[path].shape[-1]
+  return 19
+
+
+def _to_flax_layout(array):
+  array = np.asarray(array, np.float32)
+  return np.ascontiguousarray(array.transpose(_FLAX_AXES.get(array.ndim)))
+
+
+def _to_torch_layout(array):
+  return np.ascontiguousarray(array.transpose(_TORCH_AXES.get(array.ndim)))
+
+
+# Convolutions: [out, in, height, width] and [height, width, in, out]; dense layers likewise.
+_FLAX_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+_TORCH_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def _torch_shape(shape):
+  return tuple(shape[axis] for axis in _TORCH_AXES[len(shape)])
+
+
+def _flax_shape(shape):
+  return tuple(shape[axis] for axis in _FLAX_AXES[len(shape)])
+
+
+def _raise_if_any(name, **problems):
+  lines = [
+    f'{len(entries)} {kind.replace("_", "-")}: {", ".join(entries)}'
+    for kind, entries in problems.items()
+    if entries
+  ]
+  if lines:
+    raise ValueError(f'these weights do not fit {name}: ' + '; '.join(lines))

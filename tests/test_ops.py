@@ -1,0 +1,81 @@
+"""Resizing and warping against PyTorch's numbers."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from if_jax.ops.resize import _weights, resize_bilinear
+from if_jax.ops.warp import affine_warp
+
+REFERENCE = np.load(Path(__file__).parent / 'data' / 'operators.npz')
+
+
+def _nhwc(name):
+  return jnp.asarray(REFERENCE[name].transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize('name', ['up', 'odd_up', 'down', 'mixed', 'up_align_corners'])
+def test_resize_matches_pytorch(name):
+  expected = _nhwc(f'resize.{name}')
+  actual = resize_bilinear(
+    _nhwc('resize.in'), expected.shape[1:3], align_corners='align' in name
+  )
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(2, 3), (3, 9), (18, 12), (24, 36), (7, 36), (6, 5)])
+def test_whole_factors_equal_the_general_path(size):
+  """The short cuts and the weight matrix are two ways to the same numbers."""
+  image = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
+  rows, columns = _weights(6, size[0], False), _weights(9, size[1], False)
+  expected = np.einsum('ph,bhwc,qw->bpqc', rows, image, columns)
+  np.testing.assert_allclose(resize_bilinear(image, size), expected, atol=1e-5)
+
+
+def test_resize_keeps_constants_and_dtype():
+  image = jnp.full((1, 5, 7, 2), 3, jnp.bfloat16)
+  resized = resize_bilinear(image, (11, 21))
+  assert resized.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(resized.astype(jnp.float32), 3)
+
+
+def test_resize_names_a_wrong_shape():
+  with pytest.raises(ValueError, match=r'\[B, H, W, C\], got shape \(4, 4, 3\)'):
+    resize_bilinear(jnp.zeros((4, 4, 3)), (2, 2))
+
+
+def test_warp_matches_pytorch_in_value_and_gradients():
+  image, theta, cotangent = _nhwc('warp.image'), REFERENCE['warp.theta'], _nhwc('warp.cotangent')
+  warped, pullback = jax.vjp(affine_warp, image, jnp.asarray(theta))
+  d_image, d_theta = pullback(cotangent)
+  # Both sides stand 1e-5 from the same computation in float64, hence the bar on the largest value.
+  for actual, expected in [
+    (warped, _nhwc('warp.out')),
+    (d_image, _nhwc('warp.dimage')),
+    (d_theta, REFERENCE['warp.dtheta']),
+  ]:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_warp_identity_and_far_away():
+  image = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
+  identity = jnp.tile(jnp.eye(2, 3), (2, 1, 1))
+  np.testing.assert_allclose(affine_warp(image, identity), image, atol=1e-6)
+  np.testing.assert_array_equal(affine_warp(image, identity.at[:, 0, 2].set(1e9)), 0)
+
+
+def test_warp_under_jit_and_vmap_equals_eager():
+  image = jax.random.normal(jax.random.key(0), (3, 6, 9, 2))
+  theta = jnp.tile(jnp.eye(2, 3), (3, 1, 1)) + 0.1 * jax.random.normal(jax.random.key(1), (3, 2, 3))
+  expected = affine_warp(image, theta)
+  np.testing.assert_allclose(jax.jit(affine_warp)(image, theta), expected, atol=1e-6)
+  one = jax.vmap(lambda i, t: affine_warp(i[None], t[None])[0])
+  np.testing.assert_allclose(one(image, theta), expected, atol=1e-6)
+
+
+def test_warp_names_wrong_shapes():
+  with pytest.raises(ValueError, match=r'theta \[B, 2, 3\]'):
+    affine_warp(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 6)))
