@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from if_jax.ops.boundaries import boundary_map
 from if_jax.ops.resize import _weights, resize_bilinear
 from if_jax.ops.warp import affine_warp
 
@@ -52,10 +53,11 @@ def test_warp_matches_pytorch_in_value_and_gradients():
   warped, pullback = jax.vjp(affine_warp, image, jnp.asarray(theta))
   d_image, d_theta = pullback(cotangent)
   # Both sides stand 1e-5 from the same computation in float64, hence the bar on the largest value.
+  # The first transform is the identity, where the slope jumps: its gradient is one of many.
   for actual, expected in [
     (warped, _nhwc('warp.out')),
     (d_image, _nhwc('warp.dimage')),
-    (d_theta, REFERENCE['warp.dtheta']),
+    (d_theta[1:], REFERENCE['warp.dtheta'][1:]),
   ]:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -63,7 +65,7 @@ def test_warp_matches_pytorch_in_value_and_gradients():
 def test_warp_identity_and_far_away():
   image = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
   identity = jnp.tile(jnp.eye(2, 3), (2, 1, 1))
-  np.testing.assert_allclose(affine_warp(image, identity), image, atol=1e-6)
+  np.testing.assert_allclose(affine_warp(image, identity), image, atol=1e-5)
   np.testing.assert_array_equal(affine_warp(image, identity.at[:, 0, 2].set(1e9)), 0)
 
 
@@ -79,3 +81,35 @@ def test_warp_under_jit_and_vmap_equals_eager():
 def test_warp_names_wrong_shapes():
   with pytest.raises(ValueError, match=r'theta \[B, 2, 3\]'):
     affine_warp(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 6)))
+
+
+BOUNDARIES = np.load(Path(__file__).parent / 'data' / 'boundaries.npz')
+
+
+@pytest.mark.parametrize('radius', [1, 2, 3])
+def test_boundary_map_as_released_matches_the_original(radius):
+  labels = jnp.asarray(BOUNDARIES['labels'][None], jnp.int32)
+  edges = boundary_map(labels, radius=radius, as_released=True)[0, ..., 0]
+  differ = np.argwhere(edges != BOUNDARIES[f'radius{radius}'])
+  # For a class that does not occur, SciPy's distance transform measures to a point outside the
+  # top left corner; the original marks two pixels for it at radius 3.
+  assert differ.tolist() == ([[0, 0], [0, 1]] if radius == 3 else [])
+
+
+@pytest.mark.parametrize('radius', [1, 2, 5])
+def test_boundary_map_matches_brute_force(radius):
+  labels = BOUNDARIES['labels'][:40, :50].astype(np.int32)
+  expected = np.zeros(labels.shape)
+  for y, x in np.argwhere(labels < 19):
+    for v, u in np.argwhere((labels < 19) & (labels != labels[y, x])):
+      if (v - y) ** 2 + (u - x) ** 2 <= radius**2:
+        expected[y, x] = 1
+        break
+  actual = jax.jit(boundary_map, static_argnames='radius')(jnp.asarray(labels)[None], radius=radius)
+  np.testing.assert_array_equal(actual[0, ..., 0], expected)
+  assert 0 < expected.mean() < 1
+
+
+def test_no_boundary_at_the_frame_or_at_ignored_pixels():
+  labels = jnp.full((1, 9, 9), 7).at[:, 3:6, 3:6].set(255)
+  np.testing.assert_array_equal(boundary_map(labels), 0)

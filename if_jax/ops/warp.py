@@ -24,6 +24,9 @@ def affine_warp(image: jax.Array, theta: jax.Array) -> jax.Array:
     >>> affine_warp(line, one_to_the_left).ravel().tolist()
     [0.0, 1.0, 0.0, 0.0]
 
+  On a pixel's centre the slope of the image jumps, and rounding decides which side's slope is the
+  gradient: at the identity, that of `theta` is one of many.
+
   Source: PyTorch `affine_grid` and `grid_sample` (bilinear, zero padding, align_corners=False).
   """
   if image.ndim != 4 or theta.shape != (image.shape[0], 2, 3):
@@ -53,16 +56,16 @@ def grid_sample(image: jax.Array, grid: jax.Array) -> jax.Array:
   # A border of one zero on every side stands for all that lies outside; clamping to it keeps far
   # positions (and NaNs that a diverging transform makes) from indexing anything else.
   padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  x = jnp.clip((grid[..., 0] + 1) * (width / 2) + 0.5, 0, width + 1)
-  y = jnp.clip((grid[..., 1] + 1) * (height / 2) + 0.5, 0, height + 1)
-  left = jnp.clip(jnp.floor(jax.lax.stop_gradient(x)), 0, width)
-  top = jnp.clip(jnp.floor(jax.lax.stop_gradient(y)), 0, height)
+  x = jnp.clip((grid[..., 0] + 1) * (width / 2) - 0.5, -1, width)
+  y = jnp.clip((grid[..., 1] + 1) * (height / 2) - 0.5, -1, height)
+  left = jnp.clip(jnp.floor(jax.lax.stop_gradient(x)), -1, width - 1)
+  top = jnp.clip(jnp.floor(jax.lax.stop_gradient(y)), -1, height - 1)
   right_weight, bottom_weight = (x - left)[..., None], (y - top)[..., None]
   left, top = left.astype(jnp.int32), top.astype(jnp.int32)
 
   def pixels(dy, dx):
     flat = rearrange(padded, 'b h w c -> b (h w) c')
-    index = (top + dy) * (width + 2) + left + dx
+    index = (top + 1 + dy) * (width + 2) + left + 1 + dx
     return jax.vmap(lambda values, at: values[at])(flat, index)
 
   upper = pixels(0, 0) * (1 - right_weight) + pixels(0, 1) * right_weight
