@@ -1,0 +1,267 @@
+"""What people see of a run: tables, metrics on disk, progress; pictures come from next door."""
+
+import collections
+import datetime
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import rich.box
+import tensorboardX
+from jax.typing import ArrayLike
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from if_jax.curves import learning_curves, read_metrics
+from if_jax.pictures import colorize, contact_sheet, error_map, overlay
+
+__all__ = [
+  'MetricWriter',
+  'Progress',
+  'colorize',
+  'contact_sheet',
+  'error_map',
+  'learning_curves',
+  'metrics_table',
+  'overlay',
+  'print_table',
+  'read_metrics',
+]
+
+
+def metrics_table(
+  result: Mapping[str, np.ndarray | float],
+  class_names: Sequence[str],
+  *,
+  markdown: bool = False,
+) -> Table:
+  """Lays out the scores of each class in percent, and their means beneath.
+
+  Args:
+    result: of `iou_from_confusion`, with that of `BoundaryMetrics.compute` where there is one:
+      scores in [0, 1], NaN where a class has none.
+    class_names: K names.
+    markdown: gives it the frame of a Markdown table.
+
+  Returns:
+    The table; `print_table` prints it.
+
+  Raises:
+    ValueError: the scores are of another number of classes.
+  """
+  columns = {'IoU': result['iou'], 'precision': result['precision'], 'recall': result['recall']}
+  for name in result:
+    if name.endswith('_per_class'):
+      title = name.removeprefix('boundary_').removesuffix('_per_class')
+      columns['boundary IoU' if title == 'iou' else title.capitalize()] = result[name]
+  if len(class_names) != len(result['iou']):
+    raise ValueError(f'{len(class_names)} class names for scores of {len(result["iou"])} classes')
+  table = Table(box=rich.box.MARKDOWN if markdown else rich.box.SIMPLE_HEAD)
+  table.add_column('class')
+  for title in columns:
+    table.add_column(title, justify='right', no_wrap=True)
+  for i, class_name in enumerate(class_names):
+    table.add_row(class_name, *(_percent(scores[i]) for scores in columns.values()))
+  if not markdown:
+    table.add_section()
+  counted = [scores[~np.isnan(scores)] for scores in columns.values()]
+  means = [_percent(scores.mean() if scores.size else np.nan) for scores in counted]
+  table.add_row('mean', *means, style='bold')
+  return table
+
+
+def print_table(
+  result: Mapping[str, np.ndarray | float],
+  class_names: Sequence[str],
+  console: Console | None = None,
+) -> None:
+  """Prints `metrics_table` and the scores that have no class.
+
+  Where the output is no terminal, the table is Markdown, without colours and never cut off.
+
+  Args:
+    result: as for `metrics_table`.
+    class_names: K names.
+    console: where to; standard output by default.
+  """
+  console = console or Console()
+  table = metrics_table(result, class_names, markdown=not console.is_terminal)
+  if not console.is_terminal:
+    console = Console(file=console.file, width=1000, color_system=None)
+  console.print(table)
+  console.print(
+    f'mIoU {_percent(result["miou"])}   '
+    f'pixel accuracy {_percent(result["pixel_accuracy"])}   '
+    f'frequency-weighted IoU {_percent(result["frequency_weighted_iou"])}   (percent)',
+    highlight=False,
+  )
+
+
+def _percent(score: float) -> str:
+  return '-' if np.isnan(score) else f'{100 * score:.2f}'
+
+
+class MetricWriter:
+  """Writes numbers to `metrics.jsonl` and, with pictures, to TensorBoard, in a run's directory.
+
+  Each write is one line of JSON, {"step": 20, "train/loss": 0.31}, on disk at once. What is not a
+  finite number becomes null. Only one process may write.
+
+  Args:
+    workdir: of the run; made if it is not there.
+    resume_step: the step a run takes up again. What an earlier, crashed run wrote about later
+      steps is cut away; so is a line that it left half written, with or without this step.
+
+  Example:
+    with MetricWriter(workdir) as writer:
+      writer.write(20, {'loss': 0.31}, prefix='train')
+  """
+
+  def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / 'metrics.jsonl'
+    if path.exists():
+      _cut_away(path, math.inf if resume_step is None else resume_step)
+    self._lines = path.open('a', encoding='utf-8')
+    # TensorBoard hides the events of this and later steps that are in older files.
+    purge_step = None if resume_step is None else resume_step + 1
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=purge_step, flush_secs=20
+    )
+
+  def write(self, step: int, scalars: Mapping[str, ArrayLike], prefix: str = '') -> None:
+    """Writes one line; `prefix` stands before each name, with a slash between."""
+    record = {'step': int(step)}
+    for name, value in scalars.items():
+      name = f'{prefix}/{name}' if prefix else name
+      if np.ndim(value):
+        raise ValueError(f'{name} has shape {np.shape(value)}, but only single numbers are written')
+      is_integer = np.issubdtype(np.asarray(value).dtype, np.integer)
+      value = int(value) if is_integer else float(value)
+      record[name] = value if math.isfinite(value) else None
+      if math.isfinite(value):
+        self._events.add_scalar(_tag(name), value, step)
+    self._lines.write(json.dumps(record, allow_nan=False) + '\n')
+    self._lines.flush()
+
+  def image(self, step: int, name: str, array: np.ndarray) -> None:
+    """Shows a picture, uint8 [H, W, 3], RGB, in TensorBoard."""
+    self._events.add_image(_tag(name), array, step, dataformats='HWC')
+
+  def close(self) -> None:
+    """Brings everything to disk."""
+    self._lines.close()
+    self._events.close()
+
+  def __enter__(self) -> 'MetricWriter':
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+
+def _tag(name: str) -> str:
+  """TensorBoard's names hold no @, which tensorboardX would warn of at every write."""
+  return re.sub(r'[^-/\w.]', '_', name)
+
+
+def _cut_away(path: pathlib.Path, last_step: float) -> None:
+  """Keeps the whole lines up to a step; a crash in between leaves the old file or the new one."""
+  kept = [record for record in read_metrics(path) if record['step'] <= last_step]
+  part = path.with_suffix('.part')
+  part.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
+  os.replace(part, path)
+
+
+class Progress:
+  """Shows how far a loop is, its numbers, its rate and the time it still needs.
+
+  On a terminal a bar that moves; elsewhere, such as in a log file, a plain line at the first
+  update, then every `seconds`, and at the end.
+
+  Args:
+    description: a word or two to stand in front, such as 'train'.
+    total: how many steps (or images) make a whole.
+    images_per_step: turns steps into images per second.
+    seconds: between two plain lines.
+    console: where to; standard error by default.
+
+  Example:
+    with Progress('train', total=400, images_per_step=16) as progress:
+      for step in range(1, 401):
+        progress.update(step, {'loss': 0.31})
+  """
+
+  def __init__(
+    self,
+    description: str,
+    total: int,
+    *,
+    images_per_step: int = 1,
+    seconds: float = 15.0,
+    console: Console | None = None,
+  ):
+    self._description = description
+    self._total = total
+    self._images_per_step = images_per_step
+    self._seconds = seconds
+    self._console = console or Console(stderr=True)
+    self._bar = ProgressBar(
+      TextColumn('{task.description}'),
+      BarColumn(bar_width=30),
+      MofNCompleteColumn(),
+      TextColumn('{task.fields[status]}'),
+      console=self._console,
+      disable=not self._console.is_terminal,
+    )
+    self._task = self._bar.add_task(description, total=total, status='')
+    self._scalars = {}
+    self._start = time.monotonic()
+    # The rate is that of the last updates, so that neither compilation nor a pause lingers in it.
+    self._recent = collections.deque(maxlen=20)
+    self._next_line = -math.inf
+
+  def __enter__(self) -> 'Progress':
+    self._bar.start()
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._bar.stop()
+
+  def update(self, completed: int, scalars: Mapping[str, ArrayLike] | None = None) -> None:
+    """Says how many steps are done, and the numbers to show; without, the last ones stay."""
+    now = time.monotonic()
+    self._recent.append((now, completed))
+    if scalars is not None:
+      self._scalars = {name: float(value) for name, value in scalars.items()}
+    status = self._status(now, completed)
+    self._bar.update(self._task, completed=completed, status=status)
+    if not self._console.is_terminal and (now >= self._next_line or completed >= self._total):
+      self._next_line = now + self._seconds
+      line = f'{self._description} {completed}/{self._total}  {status}'.rstrip()
+      self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+  def _status(self, now: float, completed: int) -> str:
+    parts = [f'{name} {value:.4g}' for name, value in self._scalars.items()]
+    then, completed_then = self._recent[0]
+    # Positive from the second update on.
+    steps_per_second = (completed - completed_then) / max(now - then, 1e-9)
+    if steps_per_second > 0:
+      parts.append(f'{steps_per_second * self._images_per_step:.1f} images/s')
+    if completed >= self._total:
+      parts.append(f'took {_duration(now - self._start)}')
+    elif steps_per_second > 0:
+      parts.append(f'{_duration((self._total - completed) / steps_per_second)} left')
+    return '  '.join(parts)
+
+
+def _duration(seconds: float) -> str:
+  return str(datetime.timedelta(seconds=round(seconds)))
