@@ -1,4 +1,5 @@
 import io
+import resource
 import struct
 import zlib
 
@@ -143,7 +144,7 @@ def test_a_jpeg_label_is_refused_whatever_its_name(pixels):
 @pytest.mark.parametrize('share', [0.5, 0.9])
 def test_a_truncated_image_is_an_error(kind, share):
   data = encode(cv2.resize(RGB, (300, 200)), kind)
-  with pytest.raises(ValueError, match=r'^a\.img: broken image \(image file is truncated'):
+  with pytest.raises(ValueError, match=r'^a\.img: broken image \(.*[Tt]runcated'):
     decode_image(data[: int(share * len(data))], 'a.img')
 
 
@@ -160,7 +161,8 @@ def test_no_flipped_bit_of_a_png_changes_pixels_in_silence(decode, dtype):
   data = encode(IDS[:10, :10].astype(dtype))
   whole = decode(data, 'x')
   refused = 0
-  for bit in range(8 * len(data)):
+  bits = range(0, 8 * len(data), 5)
+  for bit in bits:
     flipped = bytearray(data)
     flipped[bit // 8] ^= 1 << bit % 8
     try:
@@ -169,7 +171,7 @@ def test_no_flipped_bit_of_a_png_changes_pixels_in_silence(decode, dtype):
       assert str(error).startswith('x: ')
       refused += 1
   # The others are in the end marker, after the pixels.
-  assert refused >= 8 * (len(data) - 12)
+  assert refused >= len(bits) - 8 * 12 / 5
 
 
 @pytest.mark.parametrize('data', [b'', b'<html>404</html>' * 20], ids=['empty', 'html'])
@@ -187,6 +189,17 @@ def test_a_header_that_claims_too_many_pixels_is_an_error(size):
   for read in (decode_image, decode_label, is_color_label):
     with pytest.raises(ValueError, match=rf'^bomb\.png: .*more than {MAX_PIXELS}.*make it smaller'):
       read(data, 'bomb.png')
+
+
+def test_a_chunk_that_claims_gigabytes_takes_no_memory():
+  data = bytearray(encode(RGB))
+  data[33:37] = b'\x7f\xff\xff\xff'  # The length of the first chunk after the header.
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  for read in (decode_image, decode_label, decode_color_label):
+    with pytest.raises(ValueError, match=r'^bomb\.png: broken image'):
+      read(bytes(data), 'bomb.png')
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert grown < 100_000  # Kilobytes, on Linux.
 
 
 def test_image_size_reads_the_header_of_bytes_and_files(tmp_path):
