@@ -1,0 +1,26 @@
+"""CamVid with 11 classes, in the folders of SegNet's authors: train and trainannot, and so on."""
+
+from pathlib import Path
+
+from if_jax.data.pairs import IMAGE_ENDINGS, Pair, find_files, match_files, require_files
+
+
+def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
+  """Finds the images of a split and their label files.
+
+  Args:
+    root: the folder that holds `<split>` and `<split>annot`.
+    split: 'train', 'val' or 'test'.
+
+  Returns:
+    The pairs, and a sentence for each file without partner.
+
+  Raises:
+    FileNotFoundError: if there is no image or no label.
+  """
+  image_folder, label_folder = root / split, root / f'{split}annot'
+  images = find_files(image_folder, IMAGE_ENDINGS)
+  require_files(images, 'image', image_folder)
+  labels = find_files(label_folder, IMAGE_ENDINGS)
+  require_files(labels, 'label', label_folder)
+  return match_files(images, labels, f'{split}/{{}}.png', f'{split}annot/{{}}.png')
