@@ -176,6 +176,14 @@ class LabelSet:
       )
     return ids[order][place]
 
+  def to_json(self) -> dict:
+    """The content of a class file that `label_set_from_json` reads back."""
+    classes = zip(self.class_names, self.colors.tolist(), self.label_ids.tolist(), strict=True)
+    return {
+      'classes': [{'name': name, 'color': color, 'id': id_} for name, color, id_ in classes],
+      'ignore': [*self.ignored_ids, *map(list, self.ignored_colors)],
+    }
+
 
 def load_label_set(path: str | Path) -> LabelSet:
   """Reads a class file: the names, colours and file ids of the classes of one's own data.
@@ -193,15 +201,18 @@ def load_label_set(path: str | Path) -> LabelSet:
   path = Path(path)
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
-    return _label_set_from_json(path.absolute().parent.name, content)
+    return label_set_from_json(path.absolute().parent.name, content)
   except FileNotFoundError:
     raise FileNotFoundError(f'{path}: no class file here.\n{_CLASS_FILE_TEMPLATE}') from None
   except ValueError as error:  # A JSONDecodeError is one, and so is a UnicodeDecodeError.
     raise ValueError(f'{path}: {error}.\n{_CLASS_FILE_TEMPLATE}') from None
 
 
-def _label_set_from_json(name: str, content) -> LabelSet:
-  """Checks every entry, so that a slip is told by its place and not by a traceback."""
+def label_set_from_json(name: str, content) -> LabelSet:
+  """A label set from the content of a class file, as `LabelSet.to_json` gives it.
+
+  Every entry is checked, so that a slip is told by its place and not by a traceback.
+  """
   if not isinstance(content, dict) or not isinstance(content.get('classes'), list):
     raise ValueError('not an object with a list "classes"')
   _refuse_other_keys('the class file', content, {'classes', 'ignore'})

@@ -1,0 +1,96 @@
+"""Every key there is, with its reason; the other files change a few.
+
+python main.py --mode=train --config=configs/default.py --workdir=runs/streets
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """hrnet16_slim on street scenes that we draw: needs no data and no accelerator."""
+  config = ConfigDict()
+  # Decides initial weights, order of the images, augmentation and dropout.
+  config.seed = 0
+  # A weight folder: of `python -m convert`, or WORKDIR/best of a training. Empty: training starts
+  # from random weights, evaluation and prediction take WORKDIR/best.
+  config.init_from = ''
+
+  config.model = ConfigDict()
+  # hrnet18, hrnet16_slim, ocrnet48 or ocrnet48_hms.
+  config.model.name = 'hrnet16_slim'
+  # The boundary branch: in training it sharpens the rest, afterwards it can be left out.
+  config.model.edge_head = True
+  # Of the computation: bfloat16 halves memory and is fast on accelerators, slow on CPUs.
+  config.model.dtype = 'float32'
+  # Recompute activations in the backward pass: less memory, about a third more time.
+  config.model.remat = False
+  # ocrnet48_hms in evaluation: ratios of the image's size. Empty: 0.25, 0.5, 1, 2.
+  config.model.scales = ()
+
+  config.data = ConfigDict()
+  # cityscapes, cityscapes_coarse, camvid, folder, streets or tfds:cityscapes.
+  config.data.name = 'streets'
+  # The folder that holds the data set; streets needs none.
+  config.data.root = ''
+  # Where data sets are kept once their files are checked. Empty: where TFDS keeps its own.
+  config.data.cache_dir = ''
+  config.data.train_split = 'train'
+  config.data.eval_split = 'val'
+  # Processes that load images; 0 loads in threads of this one, enough for small models on CPUs.
+  config.data.num_workers = 0
+  # What `streets` draws.
+  config.data.streets = ConfigDict({'num_examples': 100, 'size': (256, 512), 'seed': 0})
+
+  # Fields of if_jax.data.augment.Augmentation.
+  config.augment = ConfigDict()
+  config.augment.crop_size = (256, 512)
+  config.augment.scale_range = (0.5, 2.0)
+  config.augment.flip = True
+  config.augment.brightness = 0.25
+  config.augment.contrast = 0.25
+  config.augment.saturation = 0.25
+  config.augment.hue = 0.25
+  config.augment.blur_probability = 0.0
+
+  config.train = ConfigDict()
+  # Over all devices together.
+  config.train.batch_size = 4
+  config.train.num_steps = 1000
+  config.train.log_every = 20
+  config.train.eval_every = 250
+  config.train.checkpoint_every = 250
+  config.train.keep_checkpoints = 2
+
+  # SGD with momentum and polynomial decay, as HRNet's recipe has it.
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 5e-4
+  config.optimizer.power = 0.9
+  config.optimizer.warmup_steps = 0
+
+  config.loss = ConfigDict()
+  # Fields of if_jax.losses.LossWeights; a weight of 0 leaves a term out.
+  config.loss.weights = ConfigDict()
+  config.loss.weights.segmentation = 1.0
+  config.loss.weights.boundary = 0.3
+  config.loss.weights.attention = 0.1
+  config.loss.weights.auxiliary = 0.4
+  # Pixels; boundaries are twice as wide.
+  config.loss.boundary_radius = 2
+
+  config.eval = ConfigDict()
+  # Images per device.
+  config.eval.batch_size = 1
+  # Averages of probabilities over scales and mirror images; dearer, usually better.
+  config.eval.scales = (1.0,)
+  config.eval.flip = False
+  # (height, width) of windows that slide over images too large for memory. Empty: whole images.
+  config.eval.window = ()
+  # (height, width) between windows. Empty: two thirds of the window.
+  config.eval.stride = ()
+  # Pixels, or below 1 shares of the image's diagonal. Empty: no boundary scores.
+  config.eval.boundary_tolerances = (1.0, 2.0, 3.0, 5.0)
+  # What to write for each image: label_ids, color, overlay, edges, errors.
+  config.eval.save = ()
+  return config

@@ -1,0 +1,216 @@
+"""Evaluation: every image of a data set counted once, on all devices."""
+
+import collections
+import concurrent.futures
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from if_jax import parallel
+from if_jax.data.datasets import Dataset, load_dataset
+from if_jax.data.pipeline import eval_examples
+from if_jax.inference import TestTimeAugmentation, predict
+from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
+from if_jax.outputs import save_outputs
+from if_jax.report import Progress, print_table
+from if_jax.settings import data_options, model_from_card, weights_folder
+from if_jax.weights import check_fits, label_set_of, load_weights
+
+# Batches that the devices may still be working on while the host scores earlier ones.
+_BATCHES_UNDER_WAY = 2
+
+
+class Evaluator:
+  """Scores variables of a model on a data set; compiled once per image size.
+
+  Args:
+    model: of `create_model`.
+    dataset: with labels.
+    config: its `eval` part is used.
+  """
+
+  def __init__(self, model, dataset: Dataset, config: ConfigDict):
+    self._dataset = dataset
+    self._config = config.eval
+    self._num_workers = config.data.num_workers
+    self._batch_size = config.eval.batch_size * parallel.num_devices()
+    num_classes = dataset.label_set.num_classes
+    tta = tta_from_config(config)
+
+    def step(variables, batch):
+      outputs = predict(model, variables, batch['image'], tta)
+      confusion = confusion_matrix(
+        batch['label'], outputs['label'], num_classes=num_classes, valid=batch['valid']
+      )
+      outputs['label'] = outputs['label'].astype(np.uint8)
+      return jax.lax.psum(confusion, parallel.AXIS), outputs
+
+    self._p_step = parallel.pmap_per_device(step)
+
+  def __call__(
+    self, variables: Any, *, output: Path | None = None, progress: Progress | None = None
+  ) -> dict[str, Any]:
+    """Evaluates.
+
+    Args:
+      variables: {'params': ..., 'batch_stats': ...}, replicated (`parallel.replicate`).
+      output: folder for the pictures that `config.eval.save` asks for.
+      progress: shown image by image.
+    Returns:
+      The scores of `iou_from_confusion` and `BoundaryMetrics.compute`, 'confusion' int64 [K, K]
+      and 'images', their number.
+    """
+    num_classes = self._dataset.label_set.num_classes
+    total = np.zeros((num_classes, num_classes), np.int64)
+    boundary = BoundaryMetrics(num_classes, tuple(self._config.boundary_tolerances))
+    done = 0
+    under_way = collections.deque()
+    with (
+      concurrent.futures.ThreadPoolExecutor() as pool,
+      eval_examples(self._dataset, num_workers=self._num_workers) as examples,
+    ):
+
+      def finish(group, confusion, outputs):
+        nonlocal done, total
+        total += np.asarray(confusion)
+        outputs = {name: parallel.unshard(x) for name, x in outputs.items()}
+        jobs = [
+          (example, {name: x[i] for name, x in outputs.items()}) for i, example in enumerate(group)
+        ]
+        for part in pool.map(lambda job: self._score(*job, output), jobs):
+          if part is not None:
+            boundary.merge(part)
+        done += len(group)
+        if progress:
+          progress.update(done)
+
+      for group in by_size(examples, self._batch_size):
+        under_way.append((group, *self._p_step(variables, _batch(group, self._batch_size))))
+        if len(under_way) > _BATCHES_UNDER_WAY:
+          finish(*under_way.popleft())
+      while under_way:
+        finish(*under_way.popleft())
+    if done != len(self._dataset):
+      raise RuntimeError(f'{done} of {len(self._dataset)} images were evaluated')
+    result = iou_from_confusion(total)
+    if self._config.boundary_tolerances:
+      result |= boundary.compute()
+    return result | {'confusion': total, 'images': done}
+
+  def _score(self, example, outputs, output):
+    if output is not None and self._config.save:
+      save_outputs(
+        output, example['name'], example['image'], outputs, self._dataset.label_set,
+        self._config.save, labels=example['label'],
+      )  # fmt: skip
+    if not self._config.boundary_tolerances:
+      return None
+    part = BoundaryMetrics(
+      self._dataset.label_set.num_classes, tuple(self._config.boundary_tolerances)
+    )
+    part.update(example['label'], outputs['label'])
+    return part
+
+
+def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Evaluates the weights of `config.init_from`, or of `workdir/best`, on a data set.
+
+  Prints a table and writes `workdir/evaluation.json`, and below `workdir/evaluation/` the pictures
+  that `config.eval.save` asks for.
+
+  Args:
+    config: see configs/default.py.
+    workdir: made if it is not there.
+  Returns:
+    As `Evaluator.__call__`.
+  Raises:
+    ValueError: weights or data that cannot be used.
+  """
+  folder = weights_folder(config, workdir)
+  variables, card = load_weights(folder)
+  dataset = load_dataset(config.data.name, config.data.eval_split, **data_options(config))
+  classes = label_set_of(card).class_names
+  if len(classes) != dataset.label_set.num_classes:
+    raise ValueError(
+      f'the weights in {folder} know {len(classes)} classes, the data set {config.data.name} has '
+      f'{dataset.label_set.num_classes}; choose the data set that they were trained on'
+    )
+  model = model_from_card(config, card)
+  check_fits(model, variables, folder)
+  evaluator = Evaluator(model, dataset, config)
+  with Progress('evaluate', len(dataset)) as progress:
+    result = evaluator(
+      parallel.replicate(variables), output=Path(workdir, 'evaluation'), progress=progress
+    )
+  print_table(result, dataset.label_set.class_names)
+  path = Path(workdir, 'evaluation.json')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
+  print(f'{result["images"]} images, mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
+  return result
+
+
+def by_size(examples: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
+  """Groups examples of equal image size into batches; the rest of each size comes at the end."""
+  groups = collections.defaultdict(list)
+  for example in examples:
+    size = example['image'].shape
+    groups[size].append(example)
+    if len(groups[size]) == batch_size:
+      yield groups.pop(size)
+    elif sum(map(len, groups.values())) >= 4 * batch_size:
+      # So many sizes that batches do not fill: memory is bounded all the same.
+      yield groups.pop(max(groups, key=lambda size: len(groups[size])))
+  yield from groups.values()
+
+
+def tta_from_config(config: ConfigDict) -> TestTimeAugmentation:
+  """The looks that `config.eval` asks for."""
+  return TestTimeAugmentation(
+    scales=tuple(config.eval.scales),
+    flip=config.eval.flip,
+    window=tuple(config.eval.window) or None,
+    stride=tuple(config.eval.stride) or None,
+  )
+
+
+def _batch(group: list[dict], batch_size: int) -> dict[str, jax.Array]:
+  """Fills up to the batch size with images that are not valid and count for nothing."""
+  missing = batch_size - len(group)
+
+  def stack(name):
+    arrays = [example[name] for example in group]
+    return np.stack(arrays + [np.zeros_like(arrays[0])] * missing)
+
+  batch = {'image': stack('image'), 'label': stack('label').astype(np.int32)}
+  return parallel.shard(batch | {'valid': np.arange(batch_size) < len(group)})
+
+
+def _as_json(result: dict, dataset: Dataset, folder: Path) -> dict[str, Any]:
+  per_class = {
+    name: {
+      key.removesuffix('_per_class'): _number(values[i])
+      for key, values in result.items()
+      if np.ndim(values) == 1
+    }
+    for i, name in enumerate(dataset.label_set.class_names)
+  }
+  scalars = {key: _number(value) for key, value in result.items() if np.ndim(value) == 0}
+  return {
+    'weights': str(folder),
+    'dataset': dataset.name,
+    'split': dataset.split,
+    **scalars,
+    'classes': per_class,
+    'confusion': result['confusion'].tolist(),
+  }
+
+
+def _number(value):
+  value = value.item() if hasattr(value, 'item') else value
+  return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,94 @@
+"""Devices: the only file that says pmap, which axis, how many devices.
+
+`jax.pmap` is in maintenance mode upstream; here it is used in its modern form, with the state as
+replicated arrays that have no device axis. Whoever replaces it changes this file alone.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# The name that `jax.lax.psum` and batch normalisation know the devices by.
+AXIS = 'batch'
+
+# How many steps may be under way. Without a bound, collectives of forced host devices wait for
+# each other's threads for ever; on an accelerator it limits what the host queues up.
+MAX_STEPS_AHEAD = 8
+
+
+def num_devices() -> int:
+  """How many devices of this process take part in each step."""
+  return jax.local_device_count()
+
+
+def pmap(step: Callable, *, donate_state: bool = False) -> Callable:
+  """Makes a step of one device into one of all devices.
+
+  Args:
+    step: `(state, batch) -> result`, which may use `AXIS`. The state is the same on all devices,
+      the batch is theirs alone, the result must be the same on all.
+    donate_state: reuse the memory of the state; the caller's is gone afterwards.
+  Returns:
+    A function of a state from `replicate` and a batch from `shard`; its result is a replicated
+    tree, without a device axis.
+  """
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0),
+    out_axes=None,
+    donate_argnums=(0,) if donate_state else (),
+  )
+
+
+def pmap_per_device(step: Callable) -> Callable:
+  """As `pmap`, for a step whose second result differs by device and keeps a device axis."""
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0))
+
+
+def replicate(tree: Any) -> Any:
+  """Puts a tree of host arrays onto every device."""
+  # From NumPy: putting an array that is on a device may share its memory, and donation frees it.
+  return jax.device_put(jax.tree.map(np.asarray, tree), _sharding(PartitionSpec()))
+
+
+def shard(batch: Any) -> Any:
+  """Splits arrays [B, ...] into [devices, B / devices, ...], a part to each device."""
+
+  def split(array):
+    return array.reshape(num_devices(), -1, *array.shape[1:])
+
+  return jax.device_put(jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS)))
+
+
+def fetch(tree: Any) -> Any:
+  """Brings a replicated tree to the host."""
+  return jax.tree.map(np.asarray, tree)
+
+
+def unshard(array: jax.Array) -> np.ndarray:
+  """Brings [devices, B / devices, ...] to the host as [B, ...]."""
+  return np.asarray(array).reshape(-1, *array.shape[2:])
+
+
+def prefetch(batches: Iterator[Any], size: int = 2) -> Iterator[Any]:
+  """Puts batches onto the devices `size` steps before they are wanted."""
+  queue = []
+  for batch in batches:
+    queue.append(shard(batch))
+    if len(queue) > size:
+      yield queue.pop(0)
+  yield from queue
+
+
+@functools.cache
+def _mesh() -> Mesh:
+  return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+  return NamedSharding(_mesh(), spec)

@@ -1,0 +1,47 @@
+"""From a configuration (configs/default.py) to the objects it describes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from if_jax.models import create_model
+from if_jax.weights import label_set_of
+
+
+def model_from_config(config: ConfigDict, num_classes: int, **options):
+  """The network of `config.model`, for so many classes."""
+  return create_model(
+    config.model.name,
+    num_classes,
+    edge_head=config.model.edge_head,
+    dtype=jnp.dtype(config.model.dtype),
+    remat=config.model.remat,
+    scales=tuple(config.model.scales) or None,
+    **options,
+  )
+
+
+def model_from_card(config: ConfigDict, card: dict[str, Any]):
+  """The network that weights are of; how it computes is the configuration's to say."""
+  return create_model(
+    card['model'],
+    label_set_of(card).num_classes,
+    edge_head=card['edge_head'],
+    dtype=jnp.dtype(config.model.dtype),
+    scales=tuple(config.model.scales) or None,
+  )
+
+
+def weights_folder(config: ConfigDict, workdir: str) -> Path:
+  """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`."""
+  return Path(config.init_from or Path(workdir, 'best'))
+
+
+def data_options(config: ConfigDict) -> dict[str, Any]:
+  """What `load_dataset` takes beside name and split."""
+  options = {'root': config.data.root or None, 'cache_dir': config.data.cache_dir or None}
+  if config.data.name == 'streets':
+    options |= config.data.streets
+  return options

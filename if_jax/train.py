@@ -1,0 +1,217 @@
+"""Training: the step, and the loop around it."""
+
+import collections
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from if_jax import parallel
+from if_jax.checkpoints import Checkpoints
+from if_jax.data.augment import Augmentation
+from if_jax.data.datasets import load_dataset
+from if_jax.data.pipeline import train_batches
+from if_jax.evaluate import Evaluator
+from if_jax.losses import LossWeights, joint_loss
+from if_jax.ops.normalize import normalize
+from if_jax.optimizers import make_optimizer, make_schedule
+from if_jax.report import MetricWriter, Progress
+from if_jax.settings import data_options, model_from_config
+from if_jax.weights import load_weights, make_card, merge_weights, save_weights
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """What a step changes; all that a run needs to go on, beside its configuration."""
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+def train_step(
+  state: TrainState,
+  batch: dict[str, jax.Array],
+  *,
+  model,
+  optimizer: optax.GradientTransformation,
+  weights: LossWeights,
+  boundary_radius: int,
+  seed: int,
+  axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step of training.
+
+  Args:
+    state: the same on all devices.
+    batch: this device's part: 'image' uint8 [B, H, W, 3] RGB, 'label' int32 [B, H, W].
+    model: of `create_model`, with the same `axis_name`.
+    optimizer: of `make_optimizer`.
+    weights: of the loss's terms.
+    boundary_radius: pixels, of the boundary maps made from the labels.
+    seed: of dropout.
+    axis_name: of the devices; None: this one holds the whole batch.
+  Returns:
+    (the next state, {term: its mean over the whole batch}); 'loss' is the weighted sum.
+  """
+  rng = jax.random.fold_in(jax.random.key(seed), state.step)
+  if axis_name is not None:
+    rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+
+  def loss_fn(params):
+    outputs, updated = model.apply(
+      {'params': params, 'batch_stats': state.batch_stats},
+      normalize(batch['image']),
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': rng},
+    )
+    total, terms = joint_loss(
+      outputs,
+      batch['label'],
+      weights=weights,
+      boundary_radius=boundary_radius,
+      axis_name=axis_name,
+    )
+    return total, ({'loss': total, **terms}, updated['batch_stats'])
+
+  gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  if axis_name is not None:
+    gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
+  metrics['gradient_norm'] = optax.global_norm(gradients)
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  return state, metrics
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
+  """Trains a model, evaluates it on the way, and leaves everything in `workdir`.
+
+  A run that was interrupted goes on from its newest checkpoint. `workdir` holds `config.json`,
+  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in `best/` the weights that scored best.
+
+  Args:
+    config: see configs/default.py.
+    workdir: made if it is not there.
+  Returns:
+    The last state, on the devices.
+  Raises:
+    ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
+  """
+  Path(workdir).mkdir(parents=True, exist_ok=True)
+  num_steps, batch_size = config.train.num_steps, config.train.batch_size
+  if batch_size % parallel.num_devices():
+    raise ValueError(
+      f'config.train.batch_size={batch_size} does not divide by {parallel.num_devices()} devices'
+    )
+  train_set = load_dataset(config.data.name, config.data.train_split, **data_options(config))
+  eval_set = load_dataset(config.data.name, config.data.eval_split, **data_options(config))
+  model = model_from_config(
+    config, train_set.label_set.num_classes, axis_name=parallel.AXIS
+  )
+  schedule = make_schedule(
+    config.optimizer.learning_rate,
+    num_steps,
+    power=config.optimizer.power,
+    warmup_steps=config.optimizer.warmup_steps,
+  )
+  optimizer = make_optimizer(
+    schedule, momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay
+  )
+  step_fn = functools.partial(
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    weights=LossWeights(**config.loss.weights),
+    boundary_radius=config.loss.boundary_radius,
+    seed=config.seed,
+    axis_name=parallel.AXIS,
+  )
+  p_train_step = parallel.pmap(step_fn, donate_state=True)
+
+  with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+    state = initial_state(config, model, optimizer)
+    start = checkpoints.latest_step() or 0
+    if start:
+      state = checkpoints.restore(start, state)
+      logging.info('Resuming %s at step %d.', workdir, start)
+    Path(workdir, 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+    evaluator = Evaluator(model, eval_set, config)
+    card = make_card(config.model.name, model, train_set.label_set)
+    best = Best(workdir)
+    state = parallel.replicate(state)
+    augmentation = Augmentation(**config.augment)
+    with (
+      MetricWriter(workdir, resume_step=start) as writer,
+      Progress('train', num_steps, images_per_step=batch_size) as progress,
+      train_batches(
+        train_set,
+        augmentation,
+        batch_size=batch_size,
+        seed=config.seed,
+        start_step=start,
+        num_workers=config.data.num_workers,
+      ) as batches,
+    ):
+      under_way = collections.deque()
+      batches = parallel.prefetch(batches)
+      for step in range(start + 1, num_steps + 1):
+        state, metrics = p_train_step(state, next(batches))
+        under_way.append(metrics)
+        if len(under_way) > parallel.MAX_STEPS_AHEAD:
+          jax.block_until_ready(under_way.popleft())
+        if step % config.train.log_every == 0 or step == num_steps:
+          scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
+          writer.write(step, scalars, 'train')
+          progress.update(step, {'loss': scalars['loss']})
+        if step % config.train.eval_every == 0 or step == num_steps:
+          variables = {'params': state.params, 'batch_stats': state.batch_stats}
+          result = evaluator(variables)
+          writer.write(step, {k: v for k, v in result.items() if np.ndim(v) == 0}, 'val')
+          best.offer(step, result['miou'], parallel.fetch(variables), card)
+        if step % config.train.checkpoint_every == 0 or step == num_steps:
+          checkpoints.save(step, parallel.fetch(state))
+  return state
+
+
+class Best:
+  """The weights that scored best so far, in `workdir/best`."""
+
+  def __init__(self, workdir: str):
+    self._folder = Path(workdir, 'best')
+    card = self._folder / 'config.json'
+    self._score = json.loads(card.read_text())['miou'] if card.is_file() else -np.inf
+
+  def offer(self, step: int, score: float, variables: dict, card: dict) -> None:
+    """Keeps the weights if they score higher than those kept."""
+    if score > self._score:
+      self._score = score
+      save_weights(self._folder, variables, {**card, 'step': step, 'miou': float(score)})
+
+
+def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
+  """The state before the first step: fresh, or from the weights of `config.init_from`."""
+  rng = jax.random.key(config.seed)
+  image = jnp.zeros((1, 64, 64, 3))
+  variables = parallel.fetch(jax.jit(model.init)(rng, image))
+  if config.init_from:
+    variables = merge_weights(variables, load_weights(config.init_from)[0], config.init_from)
+  return TrainState(
+    step=np.zeros((), np.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=parallel.fetch(optimizer.init(variables['params'])),
+  )
