@@ -62,6 +62,9 @@ _HEADS = {
   'ocrnet48_hms': _OCR_HEADS + _SCALE_ATTENTION + _EDGE_HEAD,
 }
 
+# All that can be converted.
+MODEL_NAMES = (*_HEADS, 'inversenet')
+
 # What HRNet's ImageNet classifiers hold beside the backbone, left out on purpose.
 CLASSIFIER_ONLY = ('incre_modules.', 'downsamp_modules.', 'final_layer.', 'classifier.')
 
@@ -79,7 +82,7 @@ def module_names(name: str) -> list[Pair]:
   if name == 'inversenet':
     return list(_INVERSENET)
   if name not in _HEADS:
-    raise ValueError(f'no name table for {name!r}; there are {", ".join([*_HEADS, "inversenet"])}')
+    raise ValueError(f'no name table for {name!r}; there are {", ".join(MODEL_NAMES)}')
   backbone = _backbone(MODELS[name][1]['backbone_spec'])
   return [(f'backbone.{theirs}', f'backbone/{ours}') for theirs, ours in backbone] + _HEADS[name]
 
