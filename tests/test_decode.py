@@ -6,7 +6,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from if_jax.data.decode import (
   MAX_PIXELS,
@@ -89,6 +89,20 @@ def test_a_rotation_in_exif_is_not_applied(kind):
   assert decode_image(data, 'x').shape == (20, 30, 3)
   assert image_size(data) == (20, 30)
   np.testing.assert_array_equal(decode_image(data, 'x'), decode_image(encode(RGB, kind), 'x'))
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_upright_turns_and_mirrors_as_exif_asks(kind, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  smooth = cv2.resize(RGB[::5, ::5], (30, 20))  # Which JPEG hardly changes.
+  data = encode(smooth, kind, exif=exif, quality=95)
+  expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  upright = decode_image(data, 'x', upright=True)
+  assert upright.shape == ((20, 30, 3) if orientation < 5 else (30, 20, 3))
+  # Both are 2 apart at most; turned another way, 250.
+  np.testing.assert_allclose(upright, np.asarray(expected).astype(int), atol=4)
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'BMP', 'TIFF'])

@@ -18,15 +18,16 @@ _COLOR_MODES = ('RGB', 'RGBA')
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
-def decode_image(data: bytes, source: str) -> np.ndarray:
-  """Decodes an image to RGB as its pixels are stored, whatever its kind.
+def decode_image(data: bytes, source: str, *, upright: bool = False) -> np.ndarray:
+  """Decodes an image to RGB, whatever its kind.
 
-  Grey images are repeated over the channels, transparency is dropped, 16 bits become 8. A
-  rotation noted in EXIF is not applied: label files carry none, and a pair must agree.
+  Grey images are repeated over the channels, transparency is dropped, 16 bits become 8.
 
   Args:
     data: the content of a PNG, JPEG, BMP, PPM, TIFF or WebP file.
     source: the file's name, for the message.
+    upright: turn and mirror the image as EXIF asks, which is how viewers show it; otherwise the
+      pixels are given as they are stored, because label files carry no EXIF and a pair must agree.
 
   Returns:
     uint8 [H, W, 3], RGB.
@@ -37,12 +38,13 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
   with _open(data, source) as header:
     _verify(header, source)
   # OpenCV takes half to two thirds of Pillow's time but does not say what is wrong.
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+  stored = (header.height, header.width)
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error:
     image = None
-  if image is None or image.shape[:2] != (header.height, header.width):
+  if image is None or image.shape[:2] not in ((stored, stored[::-1]) if upright else (stored,)):
     with _open(data, source) as again:
       _load(again, source)
     raise ValueError(f'{source}: OpenCV cannot decode this {header.format} image; save it as PNG')
