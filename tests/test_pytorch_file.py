@@ -31,9 +31,9 @@ def _save(content, path, file_format):
   return path
 
 
-def _legacy_file(content_pickle, system=_SYSTEM):
-  head = (0x1950A86A20F9469CFC6C, 1001, system)
-  return b''.join(pickle.dumps(part, 2) for part in head) + content_pickle + pickle.dumps([], 2)
+def _legacy_file(content_pickle, system=_SYSTEM, keys=None, numbers=b''):
+  head = b''.join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system))
+  return head + content_pickle + pickle.dumps(keys or [], 2) + numbers
 
 
 def _zip_file(files, compression=zipfile.ZIP_STORED):
@@ -281,6 +281,8 @@ def test_the_sentinel_would_have_been_seen(tmp_path):
     b'cnumpy\ndtype\nX\x02\x00\x00\x00O8\x85R',
     b'cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R(K\x03X\x01\x00\x00\x00>tb',
     b'cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x02\x00\x00\x00f8\x85RX\x00\x00\x00\x00\x86R',
+    b'cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R'
+    b'c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00latin1\x86R\x86R',
     b'c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R',
     b'c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00rot_13\x86R',
     b'c_codecs\nencode\nX\x40\x00\x00\x00' + b'a' * 64 + b'X\x06\x00\x00\x00latin1\x86R',
@@ -323,6 +325,9 @@ def test_the_handmade_tensors_can_be_read(tmp_path):
   numbers = np.arange(10, dtype=np.float32)
   path.write_bytes(_zip_of_tensors(10, 1, (2, 3), (4, 1), numbers=numbers.tobytes()))
   np.testing.assert_array_equal(read(path).content[0], [[1, 2, 3], [5, 6, 7]])
+  # PyTorch keeps any stride of a dimension of one.
+  path.write_bytes(_zip_of_tensors(10, 1, (1, 3), (2**63, 1), numbers=numbers.tobytes()))
+  np.testing.assert_array_equal(read(path).content[0], [[1, 2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -376,25 +381,51 @@ def test_a_storage_larger_than_the_file_takes_no_memory(tmp_path, file_format, c
   (tmp_path / 'x.pth').write_bytes(data)
   tracemalloc.start()
   try:
-    _refusal(tmp_path / 'x.pth', data)
+    sentence = _refusal(tmp_path / 'x.pth', data)
+    assert 'smaller than its tensors' in sentence or 'is missing' in sentence
     assert tracemalloc.get_traced_memory()[1] < 500_000
   finally:
     tracemalloc.stop()
 
 
-def test_a_storage_of_two_types_is_refused(tmp_path):
+@pytest.mark.parametrize(('count', 'kind'), [(10, 'IntStorage'), (9, 'FloatStorage')])
+def test_a_storage_of_two_types_or_sizes_is_refused(tmp_path, count, kind):
   one = _pickle_of_tensors(10, 0, (1,), (1,)).removesuffix(b'.')
-  two = _pickle_of_tensors(10, 0, (1,), (1,), kind='IntStorage')[2:].removesuffix(b'.')
+  two = _pickle_of_tensors(count, 0, (1,), (1,), kind=kind)[2:].removesuffix(b'.')
   data = _zip_file({'data.pkl': one + two + b'\x86.', 'data/0': b'\x00' * 40})
   assert 'two sizes or types' in _refusal(tmp_path / 'x.pth', data)
 
 
+_STORAGE_PARTS = (
+  b'X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0a'
+)
+
+
+@pytest.mark.parametrize(('sixth', 'is_read'), [(b'', True), (b'N', True), (b')', False)])
+def test_views_of_storages_are_not_mistaken_for_storages(tmp_path, sixth, is_read):
+  program = b'\x80\x02(' + _STORAGE_PARTS + sixth + b'tQ.'
+  data = _zip_file({'data.pkl': program, 'data/0': b'\x00' * 40})
+  path = tmp_path / 'x.pth'
+  if is_read:
+    path.write_bytes(data)
+    assert read(path).content.numbers.size == 10
+  else:
+    assert 'unknown way' in _refusal(path, data)
+
+
+@pytest.mark.parametrize('keys', [[], ['0', '0'], ['1'], ['0', '1'], [0], [['0']], '0'])
+def test_the_legacy_list_of_storages_fits_the_tensors(tmp_path, keys):
+  content = _pickle_of_tensors(3, 0, (3,), (1,))
+  numbers = struct.pack('<q3f', 3, 1, 2, 3)
+  path = tmp_path / 'x.pth'
+  path.write_bytes(_legacy_file(content, keys=['0'], numbers=numbers))
+  assert read(path).content[0].tolist() == [1, 2, 3]
+  assert 'list of storages' in _refusal(path, _legacy_file(content, keys=keys, numbers=numbers * 2))
+
+
 def test_long_things_named_often_take_no_time(tmp_path):
   # To name a long thing again takes three bytes; a reader that looks at all of it never ends.
-  parts = (
-    b'X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0a'
-  )
-  program = b'\x80\x02(' + parts + b'N' * 500_000 + b'tq\x00' + b'h\x00Q' * 500_000 + b'.'
+  program = b'\x80\x02(' + _STORAGE_PARTS + b'N' * 500_000 + b'tq\x00' + b'h\x00Q' * 500_000 + b'.'
   start = time.process_time()
   _refusal(tmp_path / 'x.pth', _zip_file({'data.pkl': program, 'data/0': b'\x00' * 40}))
   wrapped = {'module.' * 500_000 + name: np.zeros(1) for name in 'ab'}
@@ -598,7 +629,9 @@ def test_writing_is_whole_or_not_at_all(tmp_path, weights, monkeypatch):
   assert path.read_bytes() == b'old'
   assert os.listdir(tmp_path) == ['x.pth']
   monkeypatch.undo()
-  write(path, weights)
+  with path.open('rb') as old:
+    write(path, weights)
+    assert old.read() == b'old'  # replaced, not overwritten
   assert os.listdir(tmp_path) == ['x.pth']
   assert len(state_dict(read(path))) == len(weights)
 

@@ -63,6 +63,8 @@ def test_every_cut_is_found():
 def test_compressed_is_refused():
   with pytest.raises(ValueError, match='compressed'):
     _read_all(_zip(zipfile.ZIP_DEFLATED))
+  with pytest.raises(ValueError, match='compressed'):
+    _read_all(_patched(_zip(), b'PK\x01\x02', 10, b'\x08\x00'))
 
 
 def test_encrypted_is_refused():
