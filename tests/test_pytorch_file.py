@@ -545,9 +545,8 @@ def fuzz(folder, seed, num_mutations):
       else:
         data = _mutated(rng, source)
       target.seek(0)
-      target.truncate()
       target.write(data)
-      target.flush()
+      target.truncate()
       start = time.process_time()
       try:
         file = read(target.name)
