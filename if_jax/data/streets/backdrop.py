@@ -126,10 +126,13 @@ def _draw_markings(painter: Painter, rng: Generator, street: Street):
 
 
 def draw_bonnet(painter: Painter, rng: Generator):
-  """Draws the bonnet of our own car, which counts for no class, 1.5 metres in front of us."""
-  paint, top = pick(rng, CAR_PAINT), painter.camera.height - rng.uniform(0.42, 0.5)
-  turn = np.linspace(0, np.pi, 24)
-  for width, drop, tone in ((1.0, 0.0, 0.5), (0.85, 0.03, 0.6), (0.6, 0.06, 0.7)):
-    arch = xyz(width * np.cos(turn), top - drop - 0.12 * (1 - np.sin(turn) ** 0.6), 1.5)
-    ends = xyz([-1, 1], top - 3, 1.5)
+  """Draws the bonnet of our own car, which counts for no class, along the lower edge."""
+  camera, ahead, turn = painter.camera, 1.5, np.linspace(0, np.pi, 24)
+  metre = camera.focal / ahead  # in canvas pixels
+  rows = painter.canvas.shape[0]
+  lower_edge = camera.height - (rows - camera.centre[1]) / metre
+  rise, paint = rng.uniform(0.05, 0.14) * rows / metre, pick(rng, CAR_PAINT)
+  for width, height, tone in ((1.0, 1.0, 0.5), (0.85, 0.75, 0.6), (0.6, 0.5, 0.7)):
+    crest = lower_edge + rise * (height - 1.2 * (1 - np.sin(turn) ** 0.6))
+    arch, ends = xyz(width * np.cos(turn), crest, ahead), xyz([-1, 1], lower_edge - 2, ahead)
     painter.fill(np.concatenate([arch, ends])[None], tone * paint, IGNORED)

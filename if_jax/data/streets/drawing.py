@@ -99,7 +99,7 @@ class Painter:
   """Fills polygons of the world, the later over the earlier, into an image and its labels.
 
   One four-channel canvas (RGB and train id) takes both, so they cannot come apart. Calls are only
-  noted; `finish` projects and lights all polygons at once, which is three times faster.
+  noted: `finish` projects and lights all polygons at once, for numpy is slow in small bites.
   """
 
   def __init__(self, camera: Camera, light: Light, size: tuple[int, int]):
