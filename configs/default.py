@@ -38,8 +38,12 @@ def get_config() -> ConfigDict:
   config.data.eval_split = 'val'
   # Processes that load images; 0 loads in threads of this one, enough for small models on CPUs.
   config.data.num_workers = 0
-  # What `streets` draws.
-  config.data.streets = ConfigDict({'num_examples': 100, 'size': (256, 512), 'seed': 0})
+  # What `streets` draws; the scenes of the two splits differ.
+  config.data.streets = ConfigDict()
+  config.data.streets.num_train = 500
+  config.data.streets.num_val = 50
+  config.data.streets.size = (256, 512)
+  config.data.streets.seed = 0
 
   # Fields of if_jax.data.augment.Augmentation.
   config.augment = ConfigDict()
@@ -93,4 +97,6 @@ def get_config() -> ConfigDict:
   config.eval.boundary_tolerances = (1.0, 2.0, 3.0, 5.0)
   # What to write for each image: label_ids, color, overlay, edges, errors.
   config.eval.save = ()
+  # How many images `evaluation/sheet.png` shows, beside truth, prediction and errors.
+  config.eval.sheet_images = 6
   return config

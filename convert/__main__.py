@@ -22,7 +22,7 @@ from if_jax.data.labels import CITYSCAPES, LabelSet, load_label_set
 from if_jax.models import create_model
 from if_jax.weights import WEIGHTS_FILE, load_weights, make_card, save_weights
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A .pth file; with --reverse, a weight folder.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A .pth file; with --reverse, our folder.')
 _MODEL = flags.DEFINE_enum('model', None, MODEL_NAMES, 'Which network the weights are of.')
 _OUTPUT = flags.DEFINE_string('output', None, 'A weight folder; with --reverse, a .pth file.')
 _REVERSE = flags.DEFINE_bool('reverse', False, 'From our weights to PyTorch; needs if_jax[torch].')

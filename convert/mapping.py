@@ -21,6 +21,7 @@ _LEAVES = {
 }
 # PyTorch's count of training steps in each batch norm, of which nothing of ours depends.
 _COUNTER = 'num_batches_tracked'
+_CLASSIFIERS = [('params', head, 'classifier', 'kernel') for head in ('ocr', 'head')]
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray], name: str) -> dict:
@@ -79,7 +80,8 @@ def to_torch(variables: Mapping, name: str) -> dict[str, np.ndarray]:
   flat = flatten_dict(jax.tree.map(np.asarray, dict(variables)))
   modules = module_names(name)
   edge_head = any(path[1] == 'edge_head' for path in flat)
-  num_classes = _num_classes(flat)
+  classifiers = [flat[path] for path in _CLASSIFIERS if path in flat]
+  num_classes = classifiers[0].shape[-1] if classifiers else 19
   expected = _expected(name, num_classes=num_classes, edge_head=edge_head)
   paths = {path: theirs for theirs, (path, _) in expected.items()}
   missing = ['/'.join(path) for path in paths if path not in flat]
@@ -128,7 +130,8 @@ def _expected(name, num_classes=19, edge_head=True):
   if name == 'inversenet':
     model, inputs = InverseMLP(), [jnp.zeros((1, 224, 224, 1))] * 2
   else:
-    model, inputs = create_model(name, num_classes, edge_head=edge_head), [jnp.zeros((1, 64, 64, 3))]
+    model = create_model(name, num_classes, edge_head=edge_head)
+    inputs = [jnp.zeros((1, 64, 64, 3))]
   shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs))
   expected = {}
   for theirs, ours in module_names(name):
@@ -153,13 +156,6 @@ def _options(state_dict, name):
     'num_classes': num_classes,
     'edge_head': any(k.startswith('edge_head.') for k in state_dict),
   }
-
-
-def _num_classes(flat):
-  for path in [('params', 'ocr', 'classifier', 'kernel'), ('params', 'head', 'classifier', 'kernel')]:
-    if path in flat:
-      return flat[path].shape[-1]
-  return 19
 
 
 def _to_flax_layout(array):

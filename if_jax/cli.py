@@ -38,7 +38,11 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _tell(error: Exception) -> int:
-  # A KeyError's text is the repr of its text.
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
-  print(f'error: {text}', file=sys.stderr)
+  text = str(error)
+  if isinstance(error, AttributeError | KeyError):
+    # ml_collections wraps an error in an error, and a KeyError's text is the repr of its text.
+    while error.args and isinstance(error.args[0], Exception):
+      error = error.args[0]
+    text = f'the configuration has no key {error.args[0] if error.args else ""}'
+  print('error:', ' '.join(text.split()), file=sys.stderr)
   return 2

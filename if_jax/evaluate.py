@@ -3,22 +3,23 @@
 import collections
 import concurrent.futures
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from if_jax import parallel
-from if_jax.data.datasets import Dataset, load_dataset
+from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
-from if_jax.inference import TestTimeAugmentation, predict
+from if_jax.inference import Looks, predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
-from if_jax.outputs import save_outputs
-from if_jax.report import Progress, print_table
-from if_jax.settings import data_options, model_from_card, weights_folder
+from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
+from if_jax.report import Progress, contact_sheet, print_table
+from if_jax.settings import load_split, model_from_card, weights_folder
 from if_jax.weights import check_fits, label_set_of, load_weights
 
 # Batches that the devices may still be working on while the host scores earlier ones.
@@ -53,13 +54,17 @@ class Evaluator:
     self._p_step = parallel.pmap_per_device(step)
 
   def __call__(
-    self, variables: Any, *, output: Path | None = None, progress: Progress | None = None
+    self,
+    variables: Any,
+    *,
+    on_image: Callable[[dict, dict], None] | None = None,
+    progress: Progress | None = None,
   ) -> dict[str, Any]:
     """Evaluates.
 
     Args:
       variables: {'params': ..., 'batch_stats': ...}, replicated (`parallel.replicate`).
-      output: folder for the pictures that `config.eval.save` asks for.
+      on_image: called in threads with each example of `eval_examples` and its outputs of `predict`.
       progress: shown image by image.
     Returns:
       The scores of `iou_from_confusion` and `BoundaryMetrics.compute`, 'confusion' int64 [K, K]
@@ -82,7 +87,7 @@ class Evaluator:
         jobs = [
           (example, {name: x[i] for name, x in outputs.items()}) for i, example in enumerate(group)
         ]
-        for part in pool.map(lambda job: self._score(*job, output), jobs):
+        for part in pool.map(lambda job: self._score(*job, on_image), jobs):
           if part is not None:
             boundary.merge(part)
         done += len(group)
@@ -102,12 +107,9 @@ class Evaluator:
       result |= boundary.compute()
     return result | {'confusion': total, 'images': done}
 
-  def _score(self, example, outputs, output):
-    if output is not None and self._config.save:
-      save_outputs(
-        output, example['name'], example['image'], outputs, self._dataset.label_set,
-        self._config.save, labels=example['label'],
-      )  # fmt: skip
+  def _score(self, example, outputs, on_image):
+    if on_image:
+      on_image(example, outputs)
     if not self._config.boundary_tolerances:
       return None
     part = BoundaryMetrics(
@@ -133,7 +135,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """
   folder = weights_folder(config, workdir)
   variables, card = load_weights(folder)
-  dataset = load_dataset(config.data.name, config.data.eval_split, **data_options(config))
+  dataset = load_split(config, config.data.eval_split)
   classes = label_set_of(card).class_names
   if len(classes) != dataset.label_set.num_classes:
     raise ValueError(
@@ -142,14 +144,31 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     )
   model = model_from_card(config, card)
   check_fits(model, variables, folder)
+  check_kinds(config.eval.save, edge_head=model.edge_head, labelled=True)
   evaluator = Evaluator(model, dataset, config)
-  with Progress('evaluate', len(dataset)) as progress:
-    result = evaluator(
-      parallel.replicate(variables), output=Path(workdir, 'evaluation'), progress=progress
+  pictures = Path(workdir, 'evaluation')
+  pictures.mkdir(parents=True, exist_ok=True)
+  rows = {}
+
+  def draw(example, outputs):
+    image, labels = example['image'], example['label']
+    save_outputs(
+      pictures, example['name'], image, outputs, dataset.label_set, config.eval.save, labels
     )
+    if example['index'] < config.eval.sheet_images:
+      rows[example['index']] = example['name'], sheet_row(image, labels, outputs, dataset.label_set)
+
+  with Progress('evaluate', len(dataset)) as progress:
+    result = evaluator(parallel.replicate(variables), on_image=draw, progress=progress)
+  if rows:
+    names, colors = dataset.label_set.class_names, dataset.label_set.colors
+    titles = SHEET_TITLES if model.edge_head else SHEET_TITLES[:-1]
+    sheet = contact_sheet(
+      [rows[i] for i in sorted(rows)], titles=titles, class_names=names, colors=colors
+    )
+    Image.fromarray(sheet).save(pictures / 'sheet.png')
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
-  path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
   print(f'{result["images"]} images, mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
   return result
@@ -169,9 +188,9 @@ def by_size(examples: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
   yield from groups.values()
 
 
-def tta_from_config(config: ConfigDict) -> TestTimeAugmentation:
+def tta_from_config(config: ConfigDict) -> Looks:
   """The looks that `config.eval` asks for."""
-  return TestTimeAugmentation(
+  return Looks(
     scales=tuple(config.eval.scales),
     flip=config.eval.flip,
     window=tuple(config.eval.window) or None,

@@ -15,7 +15,7 @@ Forward = Callable[[jax.Array], Outputs]
 
 
 @dataclasses.dataclass(frozen=True)
-class TestTimeAugmentation:
+class Looks:
   """How many looks the network gets at an image; probabilities are averaged over them.
 
   Attributes:
@@ -48,7 +48,7 @@ def predict(
   model,
   variables: Mapping,
   images: jax.Array,
-  tta: TestTimeAugmentation = TestTimeAugmentation(),  # noqa: B008
+  tta: Looks = Looks(),
 ) -> Outputs:
   """Segments a batch of images.
 
@@ -66,7 +66,7 @@ def predict(
     return model.apply(variables, image, train=False)
 
   images = normalize(images)
-  if tta == TestTimeAugmentation():
+  if tta == Looks():
     # Without an average the logits decide as they are: no softmax over the largest tensor of all.
     outputs = forward(images)
     scores, edges = outputs['logits'], outputs.get('edge_logits')
@@ -80,7 +80,7 @@ def predict(
   return outputs
 
 
-def _mean_over_looks(forward: Forward, images: jax.Array, tta: TestTimeAugmentation) -> Outputs:
+def _mean_over_looks(forward: Forward, images: jax.Array, tta: Looks) -> Outputs:
   size = images.shape[1:3]
   total, looks = None, 0
   for scale in tta.scales:
@@ -103,7 +103,7 @@ def _probabilities(outputs: Outputs) -> Outputs:
   return result
 
 
-def _slide(forward: Forward, images: jax.Array, tta: TestTimeAugmentation) -> Outputs:
+def _slide(forward: Forward, images: jax.Array, tta: Looks) -> Outputs:
   """Averages the probabilities of overlapping windows; a smaller image is one padded window."""
   height, width = images.shape[1:3]
   window = tta.window

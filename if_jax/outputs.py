@@ -60,6 +60,28 @@ def draw_output(
   return error_map(labels, predicted, image)
 
 
+# The columns of the sheet of pictures that an evaluation leaves.
+SHEET_TITLES = ('image', 'truth', 'prediction', 'errors', 'boundary probability')
+
+
+def sheet_row(
+  image: np.ndarray,
+  labels: np.ndarray,
+  outputs: Mapping[str, np.ndarray],
+  label_set: LabelSet,
+) -> list[np.ndarray]:
+  """The pictures of one image under `SHEET_TITLES`; without an edge head, all but the last."""
+  row = [
+    image,
+    colorize(labels, label_set.colors),
+    draw_output('color', image, outputs, label_set),
+    draw_output('errors', image, outputs, label_set, labels),
+  ]
+  if 'edge_probability' in outputs:
+    row.append(np.repeat(draw_output('edges', image, outputs, label_set)[..., None], 3, -1))
+  return row
+
+
 def save_outputs(
   folder: Path,
   name: str,

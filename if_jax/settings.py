@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.models import create_model
 from if_jax.weights import label_set_of
 
@@ -39,9 +40,11 @@ def weights_folder(config: ConfigDict, workdir: str) -> Path:
   return Path(config.init_from or Path(workdir, 'best'))
 
 
-def data_options(config: ConfigDict) -> dict[str, Any]:
-  """What `load_dataset` takes beside name and split."""
+def load_split(config: ConfigDict, split: str) -> Dataset:
+  """The split of `config.data` of that name."""
   options = {'root': config.data.root or None, 'cache_dir': config.data.cache_dir or None}
   if config.data.name == 'streets':
-    options |= config.data.streets
-  return options
+    streets = config.data.streets
+    num_examples = streets.num_train if split == 'train' else streets.num_val
+    options |= {'num_examples': num_examples, 'size': streets.size, 'seed': streets.seed}
+  return load_dataset(config.data.name, split, **options)

@@ -13,18 +13,18 @@ import numpy as np
 import optax
 from absl import logging
 from ml_collections import ConfigDict
+from PIL import Image
 
 from if_jax import parallel
 from if_jax.checkpoints import Checkpoints
 from if_jax.data.augment import Augmentation
-from if_jax.data.datasets import load_dataset
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
 from if_jax.losses import LossWeights, joint_loss
 from if_jax.ops.normalize import normalize
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.report import MetricWriter, Progress
-from if_jax.settings import data_options, model_from_config
+from if_jax.report import MetricWriter, Progress, learning_curves
+from if_jax.settings import load_split, model_from_config
 from if_jax.weights import load_weights, make_card, merge_weights, save_weights
 
 
@@ -117,11 +117,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     raise ValueError(
       f'config.train.batch_size={batch_size} does not divide by {parallel.num_devices()} devices'
     )
-  train_set = load_dataset(config.data.name, config.data.train_split, **data_options(config))
-  eval_set = load_dataset(config.data.name, config.data.eval_split, **data_options(config))
-  model = model_from_config(
-    config, train_set.label_set.num_classes, axis_name=parallel.AXIS
-  )
+  train_set = load_split(config, config.data.train_split)
+  eval_set = load_split(config, config.data.eval_split)
+  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   schedule = make_schedule(
     config.optimizer.learning_rate,
     num_steps,
@@ -184,7 +182,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
           best.offer(step, result['miou'], parallel.fetch(variables), card)
         if step % config.train.checkpoint_every == 0 or step == num_steps:
           checkpoints.save(step, parallel.fetch(state))
+  save_curves(workdir)
   return state
+
+
+def save_curves(workdir: str) -> None:
+  """Draws what `metrics.jsonl` holds into `curves.png`."""
+  curves = learning_curves(Path(workdir, 'metrics.jsonl'))
+  Image.fromarray(curves).save(Path(workdir, 'curves.png'))
 
 
 class Best:

@@ -65,7 +65,7 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
   except (SafetensorError, OSError, ValueError) as error:
     raise ValueError(f'{path} cannot be read ({error}); make it again') from error
   if not isinstance(card, dict) or 'model' not in card:
-    raise ValueError(f'{path} says not which model it is of; `python -m convert` writes files that do')
+    raise ValueError(f'{path} does not say which model it is of; `python -m convert` makes one')
   return unflatten_dict(tensors, sep='/'), card
 
 

@@ -102,7 +102,9 @@ def test_an_image_without_labels_adds_nothing(inputs):
 @pytest.mark.parametrize('edges', [0.0, 1.0])
 def test_boundary_bce_without_boundaries_or_without_others_is_zero(edges):
   logits = jnp.linspace(-100, 100, 16).reshape(1, 4, 4, 1)
-  value, gradient = jax.value_and_grad(lambda x: boundary_bce(x, jnp.full_like(x, edges))[0])(logits)
+  value, gradient = jax.value_and_grad(lambda x: boundary_bce(x, jnp.full_like(x, edges))[0])(
+    logits
+  )
   assert float(value) == 0
   assert np.isfinite(gradient).all()
 
@@ -116,9 +118,7 @@ def test_joint_loss_adds_its_weighted_terms(inputs):
   weights = LossWeights()
   total, terms = jax.jit(lambda o: joint_loss(o, labels, weights=weights))(outputs)
   main = terms['segmentation'] + 0.3 * terms['boundary'] + 0.1 * terms['attention']
-  auxiliary = (
-    terms['aux_segmentation'] + 0.3 * terms['aux_boundary'] + 0.1 * terms['aux_attention']
-  )
+  auxiliary = terms['aux_segmentation'] + 0.3 * terms['aux_boundary'] + 0.1 * terms['aux_attention']
   np.testing.assert_allclose(total, main + 0.4 * auxiliary, rtol=1e-6)
   np.testing.assert_allclose(2 * terms['segmentation'], REFERENCE['cross_entropy'], rtol=1e-4)
 

@@ -21,9 +21,7 @@ def _nhwc(name):
 @pytest.mark.parametrize('name', ['up', 'odd_up', 'down', 'mixed', 'up_align_corners'])
 def test_resize_matches_pytorch(name):
   expected = _nhwc(f'resize.{name}')
-  actual = resize_bilinear(
-    _nhwc('resize.in'), expected.shape[1:3], align_corners='align' in name
-  )
+  actual = resize_bilinear(_nhwc('resize.in'), expected.shape[1:3], align_corners='align' in name)
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
