@@ -36,6 +36,12 @@ class Augmentation:
   Raises:
     ValueError: on construction, if a value is outside its range.
 
+  Example:
+    >>> image, label = np.zeros((300, 400, 3), np.uint8), np.zeros((300, 400), np.uint8)
+    >>> image, label = Augmentation((256, 512))(image, label, np.random.default_rng(0))
+    >>> image.shape, label.shape
+    ((256, 512, 3), (256, 512))
+
   Source: HRNet-Semantic-Segmentation, `lib/datasets/base_dataset.py` (scale, crop 512x1024, flip);
   NVIDIA/semantic-segmentation, `transforms/` and `train.py` (scale 0.5 to 2, colours 0.25).
   Differs: HRNet draws the scale from 0.5, 0.6 ... 2.1, NVIDIA enlarges with bicubic weights; both
