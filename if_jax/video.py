@@ -6,7 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-VIDEO_ENDINGS = ('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mjpeg')
+VIDEO_ENDINGS = (
+  '.mp4', '.m4v', '.mov', '.3gp', '.avi', '.mkv', '.webm', '.wmv', '.mpg', '.mpeg', '.mjpeg'
+)  # fmt: skip
 
 # Frames per second for files that do not tell, or that give the ticks of their clock instead.
 _RATE, _MAX_RATE = 25.0, 1000.0
@@ -28,9 +30,10 @@ class VideoReader:
     self._capture = cv2.VideoCapture(str(path))
     rate = self._capture.get(cv2.CAP_PROP_FPS)
     self.rate = rate if 0 < rate <= _MAX_RATE else _RATE
-    self.num_frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if self._capture.isOpened() and self.num_frames <= 0:
-      self.num_frames = sum(1 for _ in iter(cv2.VideoCapture(str(path)).grab, False))
+    count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if count <= 0:
+      count = sum(1 for _ in iter(cv2.VideoCapture(str(path)).grab, False))
+    self.num_frames = count
 
   def __iter__(self) -> Iterator[np.ndarray]:
     """Gives uint8 [H, W, 3], RGB, of one size, up to the end or to where the file is broken."""
