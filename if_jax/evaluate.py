@@ -15,11 +15,11 @@ from PIL import Image
 from if_jax import parallel
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
-from if_jax.inference import Looks, predict
+from if_jax.inference import predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
 from if_jax.report import Progress, contact_sheet, print_table
-from if_jax.settings import load_split, model_from_card, weights_folder
+from if_jax.settings import load_split, looks_from_config, model_from_card, weights_folder
 from if_jax.weights import check_fits, label_set_of, load_weights
 
 # Batches that the devices may still be working on while the host scores earlier ones.
@@ -41,10 +41,10 @@ class Evaluator:
     self._num_workers = config.data.num_workers
     self._batch_size = config.eval.batch_size * parallel.num_devices()
     num_classes = dataset.label_set.num_classes
-    tta = tta_from_config(config)
+    looks = looks_from_config(config)
 
     def step(variables, batch):
-      outputs = predict(model, variables, batch['image'], tta)
+      outputs = predict(model, variables, batch['image'], looks)
       confusion = confusion_matrix(
         batch['label'], outputs['label'], num_classes=num_classes, valid=batch['valid']
       )
@@ -186,16 +186,6 @@ def by_size(examples: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
       # So many sizes that batches do not fill: memory is bounded all the same.
       yield groups.pop(max(groups, key=lambda size: len(groups[size])))
   yield from groups.values()
-
-
-def tta_from_config(config: ConfigDict) -> Looks:
-  """The looks that `config.eval` asks for."""
-  return Looks(
-    scales=tuple(config.eval.scales),
-    flip=config.eval.flip,
-    window=tuple(config.eval.window) or None,
-    stride=tuple(config.eval.stride) or None,
-  )
 
 
 def _batch(group: list[dict], batch_size: int) -> dict[str, jax.Array]:

@@ -48,31 +48,43 @@ def predict(
   model,
   variables: Mapping,
   images: jax.Array,
-  tta: Looks = Looks(),
+  looks: Looks = Looks(),
 ) -> Outputs:
-  """Segments a batch of images.
+  """Segments a batch of images, one after the other.
+
+  An image's answer does not depend on its batch: convolutions of other batch sizes round
+  otherwise, and a class that wins by a rounding would come and go with the batch size. One image
+  of a street fills a device.
 
   Args:
     model: of `create_model`.
     variables: its parameters and statistics.
     images: uint8 [B, H, W, 3], RGB.
-    tta: the looks to average.
+    looks: those to average.
   Returns:
     'label' int32 [B, H, W], the best class, and with an edge head 'edge_probability' float32
     [B, H, W, 1] in [0, 1].
   """
 
+  def one(image):
+    outputs = _predict_batch(model, variables, image[None], looks)
+    return jax.tree.map(lambda x: x[0], outputs)
+
+  return jax.lax.map(one, images)
+
+
+def _predict_batch(model, variables, images, looks):
   def forward(image):
     return model.apply(variables, image, train=False)
 
   images = normalize(images)
-  if tta == Looks():
+  if looks == Looks():
     # Without an average the logits decide as they are: no softmax over the largest tensor of all.
     outputs = forward(images)
     scores, edges = outputs['logits'], outputs.get('edge_logits')
     edges = None if edges is None else jax.nn.sigmoid(edges)
   else:
-    mean = _mean_over_looks(forward, images, tta)
+    mean = _mean_over_looks(forward, images, looks)
     scores, edges = mean['classes'], mean.get('edges')
   outputs = {'label': jnp.argmax(scores, -1).astype(jnp.int32)}
   if edges is not None:
@@ -80,20 +92,20 @@ def predict(
   return outputs
 
 
-def _mean_over_looks(forward: Forward, images: jax.Array, tta: Looks) -> Outputs:
+def _mean_over_looks(forward: Forward, images: jax.Array, looks: Looks) -> Outputs:
   size = images.shape[1:3]
-  total, looks = None, 0
-  for scale in tta.scales:
+  total, count = None, 0
+  for scale in looks.scales:
     scaled = resize_bilinear(images, scale_size(size, scale))
-    for flipped in (False, True) if tta.flip else (False,):
+    for flipped in (False, True) if looks.flip else (False,):
       look = scaled[:, :, ::-1] if flipped else scaled
-      outputs = _slide(forward, look, tta) if tta.window else _probabilities(forward(look))
+      outputs = _slide(forward, look, looks) if looks.window else _probabilities(forward(look))
       if flipped:
         outputs = {name: x[:, :, ::-1] for name, x in outputs.items()}
       outputs = {name: resize_bilinear(x, size) for name, x in outputs.items()}
       total = outputs if total is None else jax.tree.map(jnp.add, total, outputs)
-      looks += 1
-  return jax.tree.map(lambda x: x / looks, total)
+      count += 1
+  return jax.tree.map(lambda x: x / count, total)
 
 
 def _probabilities(outputs: Outputs) -> Outputs:
@@ -103,11 +115,11 @@ def _probabilities(outputs: Outputs) -> Outputs:
   return result
 
 
-def _slide(forward: Forward, images: jax.Array, tta: Looks) -> Outputs:
+def _slide(forward: Forward, images: jax.Array, looks: Looks) -> Outputs:
   """Averages the probabilities of overlapping windows; a smaller image is one padded window."""
   height, width = images.shape[1:3]
-  window = tta.window
-  stride = tta.stride or tuple(max(1, 2 * side // 3) for side in window)
+  window = looks.window
+  stride = looks.stride or tuple(max(1, 2 * side // 3) for side in window)
   pad = [(0, max(0, side - length)) for side, length in zip(window, (height, width), strict=True)]
   # Zero is the mean colour.
   padded = jnp.pad(images, ((0, 0), *pad, (0, 0)))

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from if_jax import parallel
 from if_jax.data.decode import decode_image
 from if_jax.data.pairs import IMAGE_ENDINGS, find_files
-from if_jax.evaluate import by_size, tta_from_config
+from if_jax.evaluate import by_size
 from if_jax.inference import predict
 from if_jax.outputs import KINDS, check_kinds, draw_output, save_outputs
 from if_jax.report import Progress
-from if_jax.settings import model_from_card, weights_folder
+from if_jax.settings import looks_from_config, model_from_card, weights_folder
 from if_jax.video import VIDEO_ENDINGS, VideoReader, VideoWriter
 from if_jax.weights import check_fits, label_set_of, load_weights
 
@@ -65,10 +65,10 @@ class Predictor:
     self._variables = parallel.replicate(variables)
     self._batch_size = config.eval.batch_size * parallel.num_devices()
     self._sizes = set()
-    tta = tta_from_config(config)
+    looks = looks_from_config(config)
 
     def step(variables, images):
-      outputs = predict(model, variables, images, tta)
+      outputs = predict(model, variables, images, looks)
       return (), outputs | {'label': outputs['label'].astype(np.uint8)}
 
     self._p_step = parallel.pmap_per_device(step)

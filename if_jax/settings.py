@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from if_jax.data.datasets import Dataset, load_dataset
+from if_jax.inference import Looks
 from if_jax.models import create_model
 from if_jax.weights import label_set_of
 
@@ -48,3 +49,13 @@ def load_split(config: ConfigDict, split: str) -> Dataset:
     num_examples = streets.num_train if split == 'train' else streets.num_val
     options |= {'num_examples': num_examples, 'size': streets.size, 'seed': streets.seed}
   return load_dataset(config.data.name, split, **options)
+
+
+def looks_from_config(config: ConfigDict) -> Looks:
+  """The looks at each image that `config.eval` asks for."""
+  return Looks(
+    scales=tuple(config.eval.scales),
+    flip=config.eval.flip,
+    window=tuple(config.eval.window) or None,
+    stride=tuple(config.eval.stride) or None,
+  )

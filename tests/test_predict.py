@@ -160,7 +160,7 @@ def instant(run, monkeypatch):
   """
   compiled = []
 
-  def answer(model, variables, images, tta):
+  def answer(model, variables, images, looks):
     compiled.append(images.shape)
     outputs = by_color(images)
     return outputs if model.edge_head else {'label': outputs['label']}

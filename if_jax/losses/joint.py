@@ -22,12 +22,20 @@ class LossWeights:
     boundary: balanced binary cross-entropy of the edge head.
     attention: cross-entropy on pixels that the edge head takes for boundaries.
     auxiliary: all of these on the auxiliary outputs, times this.
+
+  Raises:
+    ValueError: on construction, if a weight is negative.
   """
 
   segmentation: float = 1.0
   boundary: float = 0.3
   attention: float = 0.1
   auxiliary: float = 0.4
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if value < 0:
+        raise ValueError(f'the weight of the loss {name} is {value}; give 0 or more')
 
 
 def joint_loss(
@@ -53,11 +61,18 @@ def joint_loss(
     the whole batch, so that gradients are summed, too), and this device's share of each term's
     unweighted mean.
   """
-  terms = _terms(outputs['logits'], outputs.get('edge_logits'), labels, weights, boundary_radius,
-                 axis_name)
+  terms = _terms(
+    outputs['logits'], outputs.get('edge_logits'), labels, weights, boundary_radius, axis_name
+  )
   if weights.auxiliary and 'aux_logits' in outputs:
-    auxiliary = _terms(outputs['aux_logits'], outputs.get('aux_edge_logits'), labels, weights,
-                       boundary_radius, axis_name)
+    auxiliary = _terms(
+      outputs['aux_logits'],
+      outputs.get('aux_edge_logits'),
+      labels,
+      weights,
+      boundary_radius,
+      axis_name,
+    )
     terms |= {f'aux_{name}': (weights.auxiliary * w, pair) for name, (w, pair) in auxiliary.items()}
   shares = {name: _share(pair, axis_name) for name, (_, pair) in terms.items()}
   total = sum(weight * shares[name] for name, (weight, _) in terms.items())
@@ -66,7 +81,9 @@ def joint_loss(
 
 def _terms(logits, edge_logits, labels, weights, boundary_radius, axis_name):
   """Name -> (weight, (sum, count))."""
-  terms = {'segmentation': (weights.segmentation, cross_entropy(logits, labels, axis_name=axis_name))}
+  terms = {
+    'segmentation': (weights.segmentation, cross_entropy(logits, labels, axis_name=axis_name))
+  }
   if edge_logits is None:
     return terms
   if weights.boundary:

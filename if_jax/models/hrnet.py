@@ -47,7 +47,9 @@ class HRNet(nn.Module):
     spec, parts = self.spec, {'conv': self.conv, 'norm': self.norm}
     module_type, block_type = ExchangeModule, Bottleneck
     if self.remat:
-      module_type, block_type = (nn.remat(m, static_argnums=(2,)) for m in (module_type, block_type))
+      module_type, block_type = (
+        nn.remat(m, static_argnums=(2,)) for m in (module_type, block_type)
+      )
 
     if spec.patch_stem:
       x = self.conv(3, 2, 2, padding=0, name='conv0')(x)

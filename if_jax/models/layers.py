@@ -108,9 +108,9 @@ class ConvNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = self.conv(self.features, self.kernel_size, self.stride, use_bias=self.use_bias, name='conv')(
-      x
-    )
+    x = self.conv(
+      self.features, self.kernel_size, self.stride, use_bias=self.use_bias, name='conv'
+    )(x)
     x = self.norm(name='bn')(x, train)
     return nn.relu(x) if self.relu else x
 

@@ -42,7 +42,9 @@ class MultiScaleSegmenter(nn.Module):
     self.ocr = OCR(conv, norm, self.num_classes)
     self.scale_attention = ScaleAttention(conv, norm)
     if self.edge_head:
-      self.edge_classifier = ConvHead(conv, norm, 15 * self.backbone_spec.width, 1, name='edge_head')
+      self.edge_classifier = ConvHead(
+        conv, norm, 15 * self.backbone_spec.width, 1, name='edge_head'
+      )
 
   def __call__(self, image: jax.Array, train: bool = False) -> dict[str, jax.Array | dict]:
     """Segments images of any size.

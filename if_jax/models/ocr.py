@@ -28,9 +28,9 @@ class OCR(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Backbone features [B, h, w, C] to logits, coarse logits [B, h, w, K] and features [.., 512]."""
-    coarse_logits = ConvHead(
-      self.conv, self.norm, x.shape[-1], self.num_classes, name='aux_head'
-    )(x, train)
+    coarse_logits = ConvHead(self.conv, self.norm, x.shape[-1], self.num_classes, name='aux_head')(
+      x, train
+    )
     pixels = self._block(self.features, 'conv3x3', kernel_size=3, use_bias=True)(x, train)
     classes = gather_classes(pixels, coarse_logits)
     context = self._attend(pixels, classes, train)

@@ -70,9 +70,9 @@ class Segmenter(nn.Module):
       outputs['aux_logits'] = enlarge_logits(aux_logits, size)
     if self.edge_head:
       edge_logits = conv(1, use_bias=True, name='edge_classifier')(edge_features)
-      aux_edge_logits = ConvHead(
-        **parts, hidden=features.shape[-1], features=1, name='edge_head'
-      )(features, train)
+      aux_edge_logits = ConvHead(**parts, hidden=features.shape[-1], features=1, name='edge_head')(
+        features, train
+      )
       outputs['edge_logits'] = enlarge_logits(edge_logits, size)
       if train:
         outputs['aux_edge_logits'] = enlarge_probability(aux_edge_logits, size)
