@@ -1,6 +1,8 @@
 """The command line: `python main.py --mode=train --config=configs/default.py --workdir=DIR`."""
 
 import difflib
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -22,13 +24,17 @@ _OUTPUT = flags.DEFINE_string('output', None, 'predict: where to; default: WORKD
 
 def main() -> int:
   """Runs the chosen mode; 0 is success, 1 that some images could not be read."""
-  mode, workdir = _MODE.value, _WORKDIR.value
+  mode = _MODE.value
   if mode not in MODES:
     close = difflib.get_close_matches(mode, MODES, n=1)
     hint = f' Did you mean {close[0]}?' if close else ''
     raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint}')
-  if not workdir:
+  if not _WORKDIR.value:
     raise ValueError('--workdir=DIR is missing: the folder of the run')
+  # A shell leaves the ~ of --workdir=~/x as it is.
+  workdir, source, output = (
+    flag.value and os.path.expanduser(flag.value) for flag in (_WORKDIR, _INPUT, _OUTPUT)
+  )
   config = _CONFIG.value
 
   # Imported late: a mistake above is told at once, and these take seconds.
@@ -43,14 +49,14 @@ def main() -> int:
   else:
     from if_jax.predict import predict_paths
 
-    if not _INPUT.value:
+    if not source:
       raise ValueError('--input=PATH is missing: an image, a video, or a folder of images')
-    return 1 if predict_paths(config, workdir, _INPUT.value, _OUTPUT.value) else 0
+    return 1 if predict_paths(config, workdir, source, output) else 0
   return 0
 
 
 if __name__ == '__main__':
-  if not any(argument.startswith('--config=') for argument in sys.argv):
+  if not any(re.match('--?config(=|$)', argument) for argument in sys.argv):
     # As the flag's default, it would be read, and wrong keys found, before errors are caught.
     sys.argv.insert(1, f'--config={Path(__file__).parent / "configs" / "default.py"}')
   cli.run(main)

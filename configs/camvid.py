@@ -3,8 +3,8 @@
 python main.py --mode=train --config=configs/camvid.py --workdir=runs/camvid \
   --config.data.root=/data/camvid
 
-18 epochs from random weights: under 40 minutes on two cores, see docs/results.md. On CPUs, two forced
-devices (XLA_FLAGS=--xla_force_host_platform_device_count=2) keep both cores busy.
+18 epochs from random weights: under 40 minutes on two cores, see docs/results.md. On CPUs, two
+forced devices (XLA_FLAGS=--xla_force_host_platform_device_count=2) keep both cores busy.
 """
 
 from ml_collections import ConfigDict

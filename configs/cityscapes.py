@@ -24,6 +24,6 @@ def get_config(model: str = 'hrnet18') -> ConfigDict:
   config.train.eval_every = 2500
   config.train.checkpoint_every = 1000
   if model.startswith('ocrnet48'):
-    config.model.dtype = 'bfloat16'
+    # On accelerators also --config.model.dtype=bfloat16.
     config.model.remat = True
   return config

@@ -11,14 +11,14 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   # Decides initial weights, order of the images, augmentation and dropout.
   config.seed = 0
-  # A weight folder: of `python -m convert`, or WORKDIR/best of a training. Empty: training starts
-  # from random weights, evaluation and prediction take WORKDIR/best.
+  # A weight folder, of `python -m convert` or of a training (WORKDIR/best): what training starts
+  # from, what evaluation and prediction use. Empty: random weights, and WORKDIR/best.
   config.init_from = ''
 
   config.model = ConfigDict()
   # hrnet18, hrnet16_slim, ocrnet48 or ocrnet48_hms.
   config.model.name = 'hrnet16_slim'
-  # The boundary branch: in training it sharpens the rest, afterwards it can be left out.
+  # The boundary branch: sharpens the rest in training, shows boundaries in prediction.
   config.model.edge_head = True
   # Of the computation: bfloat16 halves memory and is fast on accelerators, slow on CPUs.
   config.model.dtype = 'float32'
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
   config.loss.boundary_radius = 2
 
   config.eval = ConfigDict()
-  # Images per device.
+  # Images handed to each device at once; it computes them one after the other.
   config.eval.batch_size = 1
   # Averages of probabilities over scales and mirror images; dearer, usually better.
   config.eval.scales = (1.0,)
@@ -99,4 +99,5 @@ def get_config() -> ConfigDict:
   config.eval.save = ()
   # How many images `evaluation/sheet.png` shows, beside truth, prediction and errors.
   config.eval.sheet_images = 6
-  return config
+  # A key that is not here is a mistake.
+  return config.lock()

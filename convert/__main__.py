@@ -40,7 +40,8 @@ def main() -> None:
     if not flag.value:
       raise ValueError(f'--{flag.name} is missing; see python -m convert --help')
   convert = _to_pytorch if _REVERSE.value else _to_weights
-  convert(Path(_CHECKPOINT.value), _MODEL.value, Path(_OUTPUT.value))
+  source, target = (Path(flag.value).expanduser() for flag in (_CHECKPOINT, _OUTPUT))
+  convert(source, _MODEL.value, target)
 
 
 def _to_weights(checkpoint: Path, name: str, output: Path) -> None:
@@ -54,7 +55,9 @@ def _to_weights(checkpoint: Path, name: str, output: Path) -> None:
   source = {'file': checkpoint.name, 'sha256': file.sha256}
   save_weights(output, variables, _card(name, variables, source))
   _report(f'{checkpoint} ({file.format} format)', file.sha256, entries, left_out)
-  print(f'Written to {output}; use it with --config.init_from={output}')
+  use = 'train from it' if _BACKBONE.value else 'use it'
+  hint = '' if name == 'inversenet' else f'; {use} with --config.init_from={output}'
+  print(f'Written to {output}{hint}')
 
 
 def _to_pytorch(folder: Path, name: str, output: Path) -> None:

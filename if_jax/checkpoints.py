@@ -23,8 +23,6 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         cleanup_tmp_directories=True,
-        # Renamed before it is deleted: a kill in between leaves no half of a checkpoint.
-        todelete_subdir='.trash',
       ),
     )
 
@@ -56,10 +54,16 @@ class Checkpoints:
     """
     template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     try:
-      return self._manager.restore(step, args=ocp.args.StandardRestore(template))
+      state = self._manager.restore(step, args=ocp.args.StandardRestore(template))
     except Exception as error:  # orbax raises five unrelated kinds.
-      raise ValueError(
-        f'checkpoint {step} in {self._manager.directory} does not fit this configuration or is '
-        f'damaged; resume with the configuration it was made with, or choose another --workdir '
-        f'({str(error).splitlines()[0]})'
-      ) from error
+      raise ValueError(self._does_not_fit(step)) from error
+    # orbax compares names, not shapes.
+    if [x.shape for x in jax.tree.leaves(state)] != [x.shape for x in jax.tree.leaves(template)]:
+      raise ValueError(self._does_not_fit(step))
+    return state
+
+  def _does_not_fit(self, step: int) -> str:
+    return (
+      f'checkpoint {step} in {self._manager.directory} is of another model, or damaged; resume '
+      'with the configuration it was made with, or choose another --workdir'
+    )

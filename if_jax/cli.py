@@ -43,6 +43,7 @@ def _tell(error: Exception) -> int:
     # ml_collections wraps an error in an error, and a KeyError's text is the repr of its text.
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
-    text = f'the configuration has no key {error.args[0] if error.args else ""}'
-  print('error:', ' '.join(text.split()), file=sys.stderr)
+    key = ' '.join(str(error.args[0] if error.args else '').split())
+    text = f'the configuration has no key {key}'
+  print('error:', text.strip(), file=sys.stderr)
   return 2

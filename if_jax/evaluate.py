@@ -39,9 +39,12 @@ class Evaluator:
     self._dataset = dataset
     self._config = config.eval
     self._num_workers = config.data.num_workers
+    if config.eval.batch_size < 1:
+      raise ValueError(f'config.eval.batch_size={config.eval.batch_size}; give at least 1')
     self._batch_size = config.eval.batch_size * parallel.num_devices()
     num_classes = dataset.label_set.num_classes
     looks = looks_from_config(config)
+    self._new_boundary_metrics()  # A wrong tolerance is told now.
 
     def step(variables, batch):
       outputs = predict(model, variables, batch['image'], looks)
@@ -72,7 +75,7 @@ class Evaluator:
     """
     num_classes = self._dataset.label_set.num_classes
     total = np.zeros((num_classes, num_classes), np.int64)
-    boundary = BoundaryMetrics(num_classes, tuple(self._config.boundary_tolerances))
+    boundary = self._new_boundary_metrics()
     done = 0
     under_way = collections.deque()
     with (
@@ -112,11 +115,14 @@ class Evaluator:
       on_image(example, outputs)
     if not self._config.boundary_tolerances:
       return None
-    part = BoundaryMetrics(
-      self._dataset.label_set.num_classes, tuple(self._config.boundary_tolerances)
-    )
+    part = self._new_boundary_metrics()
     part.update(example['label'], outputs['label'])
     return part
+
+  def _new_boundary_metrics(self):
+    tolerances = tuple(self._config.boundary_tolerances)
+    # Without any asked for, an accumulator that is never used.
+    return BoundaryMetrics(self._dataset.label_set.num_classes, tolerances or (1.0,))
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -136,11 +142,11 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   folder = weights_folder(config, workdir)
   variables, card = load_weights(folder)
   dataset = load_split(config, config.data.eval_split)
-  classes = label_set_of(card).class_names
-  if len(classes) != dataset.label_set.num_classes:
+  known, wanted = label_set_of(card).class_names, dataset.label_set.class_names
+  if known != wanted:
     raise ValueError(
-      f'the weights in {folder} know {len(classes)} classes, the data set {config.data.name} has '
-      f'{dataset.label_set.num_classes}; choose the data set that they were trained on'
+      f'the weights in {folder} know the classes {", ".join(known)}; the data set '
+      f'{config.data.name} has {", ".join(wanted)}; choose the one that they were trained on'
     )
   model = model_from_card(config, card)
   check_fits(model, variables, folder)
@@ -170,7 +176,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
   path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
-  print(f'{result["images"]} images, mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
+  print(f'{folder} on {result["images"]} images of {dataset.name} {dataset.split}:')
+  print(f'mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
   return result
 
 

@@ -42,6 +42,8 @@ class Looks:
       size = getattr(self, name)
       if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f'{name} must be (height, width) in pixels, got {size}')
+    if self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+      raise ValueError(f'stride={self.stride} skips pixels between windows of {self.window}')
 
 
 def predict(

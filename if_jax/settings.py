@@ -18,7 +18,7 @@ def model_from_config(config: ConfigDict, num_classes: int, **options):
     config.model.name,
     num_classes,
     edge_head=config.model.edge_head,
-    dtype=jnp.dtype(config.model.dtype),
+    dtype=_dtype(config),
     remat=config.model.remat,
     scales=tuple(config.model.scales) or None,
     **options,
@@ -31,14 +31,28 @@ def model_from_card(config: ConfigDict, card: dict[str, Any]):
     card['model'],
     label_set_of(card).num_classes,
     edge_head=card['edge_head'],
-    dtype=jnp.dtype(config.model.dtype),
+    dtype=_dtype(config),
     scales=tuple(config.model.scales) or None,
   )
 
 
 def weights_folder(config: ConfigDict, workdir: str) -> Path:
-  """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`."""
-  return Path(config.init_from or Path(workdir, 'best'))
+  """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`.
+
+  Raises:
+    ValueError: both are there, and differ: the weights a training started from are easily taken
+      for those it ended with.
+  """
+  best = Path(workdir, 'best')
+  if not config.init_from:
+    return best
+  folder = Path(config.init_from).expanduser()
+  if best.is_dir() and folder.resolve() != best.resolve():
+    raise ValueError(
+      f'both {folder} (config.init_from) and {best} hold weights; for those of the run give '
+      f'--config.init_from={best}, for the others another --workdir'
+    )
+  return folder
 
 
 def load_split(config: ConfigDict, split: str) -> Dataset:
@@ -59,3 +73,10 @@ def looks_from_config(config: ConfigDict) -> Looks:
     window=tuple(config.eval.window) or None,
     stride=tuple(config.eval.stride) or None,
   )
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+  # float16 would need its gradients scaled.
+  if config.model.dtype not in ('float32', 'bfloat16'):
+    raise ValueError(f'config.model.dtype={config.model.dtype!r}; give float32 or bfloat16')
+  return jnp.dtype(config.model.dtype)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -23,9 +23,23 @@ from if_jax.evaluate import Evaluator
 from if_jax.losses import LossWeights, joint_loss
 from if_jax.ops.normalize import normalize
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.report import MetricWriter, Progress, learning_curves
+from if_jax.report import MetricWriter, Progress, learning_curves, read_metrics
 from if_jax.settings import load_split, model_from_config
 from if_jax.weights import load_weights, make_card, merge_weights, save_weights
+
+CONFIG_FILE = 'config.json'
+# Settings that may differ when a run goes on.
+_FREE_TO_CHANGE = (
+  'data.root',
+  'data.cache_dir',
+  'data.num_workers',
+  'eval.',
+  'model.remat',
+  'train.checkpoint_every',
+  'train.eval_every',
+  'train.keep_checkpoints',
+  'train.log_every',
+)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -86,7 +100,7 @@ def train_step(
   gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
   if axis_name is not None:
     gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
-  metrics['gradient_norm'] = optax.global_norm(gradients)
+  metrics['gradient_norm'] = optax.tree.norm(gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   state = TrainState(
     step=state.step + 1,
@@ -111,12 +125,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   Raises:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
-  Path(workdir).mkdir(parents=True, exist_ok=True)
   num_steps, batch_size = config.train.num_steps, config.train.batch_size
-  if batch_size % parallel.num_devices():
-    raise ValueError(
-      f'config.train.batch_size={batch_size} does not divide by {parallel.num_devices()} devices'
-    )
+  _check(config)
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
   model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
@@ -140,30 +150,43 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   )
   p_train_step = parallel.pmap(step_fn, donate_state=True)
 
+  Path(workdir).mkdir(parents=True, exist_ok=True)
   with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
     state = initial_state(config, model, optimizer)
     start = checkpoints.latest_step() or 0
     if start:
+      _check_same_run(config, workdir)
       state = checkpoints.restore(start, state)
-      logging.info('Resuming %s at step %d.', workdir, start)
-    Path(workdir, 'config.json').write_text(config.to_json_best_effort(indent=2) + '\n')
+      print(f'{workdir}: going on at step {start} of {num_steps}')
+    Path(workdir, CONFIG_FILE).write_text(config.to_json_best_effort(indent=2) + '\n')
     evaluator = Evaluator(model, eval_set, config)
     card = make_card(config.model.name, model, train_set.label_set)
-    best = Best(workdir)
+    best = Best(workdir, is_new_run=not start)
     state = parallel.replicate(state)
-    augmentation = Augmentation(**config.augment)
     with (
       MetricWriter(workdir, resume_step=start) as writer,
       Progress('train', num_steps, images_per_step=batch_size) as progress,
       train_batches(
         train_set,
-        augmentation,
+        Augmentation(**config.augment),
         batch_size=batch_size,
         seed=config.seed,
         start_step=start,
         num_workers=config.data.num_workers,
       ) as batches,
     ):
+
+      def is_due(step, every):
+        return step > 0 and (step % every == 0 or step == num_steps)
+
+      def evaluate_at(step):
+        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        result = evaluator(variables)
+        writer.write(step, {k: v for k, v in result.items() if np.ndim(v) == 0}, 'val')
+        best.offer(step, result['miou'], parallel.fetch(variables), card)
+
+      if is_due(start, config.train.eval_every) and not _is_evaluated(workdir, start):
+        evaluate_at(start)
       under_way = collections.deque()
       batches = parallel.prefetch(batches)
       for step in range(start + 1, num_steps + 1):
@@ -171,17 +194,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         under_way.append(metrics)
         if len(under_way) > parallel.MAX_STEPS_AHEAD:
           jax.block_until_ready(under_way.popleft())
-        if step % config.train.log_every == 0 or step == num_steps:
+        if is_due(step, config.train.log_every):
           scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
           writer.write(step, scalars, 'train')
           progress.update(step, {'loss': scalars['loss']})
-        if step % config.train.eval_every == 0 or step == num_steps:
-          variables = {'params': state.params, 'batch_stats': state.batch_stats}
-          result = evaluator(variables)
-          writer.write(step, {k: v for k, v in result.items() if np.ndim(v) == 0}, 'val')
-          best.offer(step, result['miou'], parallel.fetch(variables), card)
-        if step % config.train.checkpoint_every == 0 or step == num_steps:
+        # Before the evaluation: whatever ends that, the steps are kept.
+        if is_due(step, config.train.checkpoint_every):
           checkpoints.save(step, parallel.fetch(state))
+        if is_due(step, config.train.eval_every):
+          evaluate_at(step)
   save_curves(workdir)
   return state
 
@@ -193,12 +214,13 @@ def save_curves(workdir: str) -> None:
 
 
 class Best:
-  """The weights that scored best so far, in `workdir/best`."""
+  """The weights that scored best so far, in `workdir/best`; a new run replaces an older one's."""
 
-  def __init__(self, workdir: str):
+  def __init__(self, workdir: str, *, is_new_run: bool):
     self._folder = Path(workdir, 'best')
-    card = self._folder / 'config.json'
-    self._score = json.loads(card.read_text())['miou'] if card.is_file() else -np.inf
+    self._score = -np.inf
+    if not is_new_run and self._folder.is_dir():
+      self._score = load_weights(self._folder)[1].get('miou', -np.inf)
 
   def offer(self, step: int, score: float, variables: dict, card: dict) -> None:
     """Keeps the weights if they score higher than those kept."""
@@ -220,3 +242,48 @@ def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
     batch_stats=variables['batch_stats'],
     opt_state=parallel.fetch(optimizer.init(variables['params'])),
   )
+
+
+def _check(config: ConfigDict) -> None:
+  """Raises ValueError for what would go wrong only after minutes."""
+  train = config.train
+  for key in ('batch_size', 'num_steps', 'log_every', 'eval_every', 'checkpoint_every'):
+    if train[key] < 1:
+      raise ValueError(f'config.train.{key}={train[key]}; give at least 1')
+  if train.batch_size % parallel.num_devices():
+    raise ValueError(
+      f'config.train.batch_size={train.batch_size} does not divide by '
+      f'{parallel.num_devices()} devices'
+    )
+  if config.optimizer.warmup_steps >= train.num_steps:
+    raise ValueError(
+      f'config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves none of '
+      f'config.train.num_steps={train.num_steps} to train at the full rate'
+    )
+  Augmentation(**config.augment)
+
+
+def _check_same_run(config: ConfigDict, workdir: str) -> None:
+  """Raises ValueError if the run in `workdir` was started with settings that give other results."""
+  path = Path(workdir, CONFIG_FILE)
+  if not path.is_file():
+    return
+  before, now = (
+    flatten_dict(json.loads(text), sep='.')
+    for text in (path.read_text(), config.to_json_best_effort())
+  )
+  differing = [
+    f'{key} was {before.get(key)!r}, is {now.get(key)!r}'
+    for key in sorted(before | now)
+    if before.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
+  ]
+  if differing:
+    raise ValueError(
+      f'the run in {workdir} has other settings: {"; ".join(differing)}; choose another --workdir, '
+      'or give the settings it was started with'
+    )
+
+
+def _is_evaluated(workdir: str, step: int) -> bool:
+  lines = read_metrics(Path(workdir, 'metrics.jsonl'))
+  return any(line['step'] == step and 'val/miou' in line for line in lines)

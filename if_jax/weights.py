@@ -26,20 +26,23 @@ def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[st
   Args:
     folder: made if it is not there; a weight folder that is there is replaced.
     variables: {'params': ..., 'batch_stats': ...} of arrays.
-    card: what `create_model` and a reader need, as JSON: 'model', 'num_classes', 'edge_head' and
-      whatever else there is to say.
+    card: what a reader needs, see `make_card`, and whatever else JSON can say.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   # The writer of safetensors stores a transposed array wrong, in silence.
   tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
-  fresh = folder / f'.{WEIGHTS_FILE}.{os.getpid()}'
-  # The card travels in the tensors' own header, too: a reader never pairs one with another's.
-  save_file(tensors, fresh, metadata={'card': json.dumps(card)})
-  os.replace(fresh, folder / WEIGHTS_FILE)
-  fresh = folder / f'.{CARD_FILE}.{os.getpid()}'
-  fresh.write_text(json.dumps(card, indent=2) + '\n')
-  os.replace(fresh, folder / CARD_FILE)
+  unfinished = folder / f'.{WEIGHTS_FILE}.{os.getpid()}'
+  try:
+    # The card that counts is in the header of the tensors' file; the other is for people.
+    save_file(tensors, unfinished, metadata={'card': json.dumps(card)})
+    with unfinished.open('rb') as file:
+      os.fsync(file.fileno())
+    os.replace(unfinished, folder / WEIGHTS_FILE)
+    unfinished.write_text(json.dumps(card, indent=2) + '\n')
+    os.replace(unfinished, folder / CARD_FILE)
+  finally:
+    unfinished.unlink(missing_ok=True)
 
 
 def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
@@ -81,6 +84,12 @@ def make_card(model_name: str, model, label_set: LabelSet, **more) -> dict[str, 
 
 def label_set_of(card: Mapping[str, Any]) -> LabelSet:
   """The classes that weights know, from their card."""
+  if 'label_set' not in card:
+    kind = card.get('part', 'network that is no segmentation model')
+    raise ValueError(
+      f'these weights are those of a {kind} ({card["model"]}), which predicts no classes by '
+      'itself; a training can start from a backbone: --mode=train --config.init_from=FOLDER'
+    )
   content = dict(card['label_set'])
   return label_set_from_json(content.pop('name'), content)
 

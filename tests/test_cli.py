@@ -7,7 +7,7 @@ from processes import run_main
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--mode=tran', '--workdir=x'], "unknown mode 'tran'; there are train, evaluate, predict. Did"),
+    (['--mode=tran', '--workdir=x'], "unknown mode 'tran'; there are train, evaluate, predict"),
     (['--mode=train'], '--workdir=DIR is missing'),
     (['train', '--workdir=x'], "unexpected argument 'train'"),
     (['--workdir=x', '--config=nope.py'], 'nope.py'),

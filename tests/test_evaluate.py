@@ -153,9 +153,7 @@ def test_the_command_agrees_with_cityscapesscripts(cityscapes, tmp_path, monkeyp
 
   truths = sorted(Path(cityscapes, 'gtFine').rglob('*labelIds.png'))
   predictions = sorted(Path(tmp_path, 'evaluation', 'label_ids').rglob('*.png'))
-  assert [p.name for p in predictions] == [
-    f'town_{i:06d}_000019_leftImg8bit.png' for i in range(3)
-  ]
+  assert [p.name for p in predictions] == [f'town_{i:06d}_000019_leftImg8bit.png' for i in range(3)]
   arguments = evaluator.args
   for name in ('evalInstLevelScore', 'JSONOutput', 'colorized'):
     monkeypatch.setattr(arguments, name, False)

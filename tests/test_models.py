@@ -27,7 +27,19 @@ def _jit(function):
 
 
 def _apply(model, variables, image):
-  return _jit(functools.partial(model.apply, train=False))(variables, image)
+  apply = functools.partial(model.apply, train=False)
+  # The deep ones run without jit: its compilation takes longer than that of all their single
+  # operations, of which most occur many times.
+  return (apply if _is_deep(model) else _jit(apply))(variables, image)
+
+
+def _is_deep(model):
+  return model.backbone_spec.width == 48
+
+
+@functools.cache
+def _variables(name):
+  return from_torch(reference.state_dict(name), name)
 
 
 def _shapes(model):
@@ -50,7 +62,7 @@ def test_parameter_counts(name):
 @pytest.mark.parametrize('name', MODELS)
 def test_forward_matches_the_original(name):
   expected = reference.load(f'{name}.forward')
-  variables = from_torch(reference.state_dict(name), name)
+  variables = _variables(name)
   outputs = _apply(create_model(name), variables, reference.image())
   strided = outputs['logits'][:, ::4, ::4]
   _assert_close(strided, reference.nhwc(expected['pred.strided4']), 1e-5)
@@ -66,7 +78,7 @@ def test_forward_matches_the_original(name):
 
 def test_hms_on_two_scales_matches_the_original():
   expected = reference.load('ocrnet48_hms.two_scale')
-  variables = from_torch(reference.state_dict('ocrnet48_hms'), 'ocrnet48_hms')
+  variables = _variables('ocrnet48_hms')
   model = create_model('ocrnet48_hms', scales=(0.5, 1.0))
   outputs = _apply(model, variables, reference.image())
   _assert_close(outputs['logits'][:, ::4, ::4], reference.nhwc(expected['pred.strided4']), 1e-5)
@@ -76,7 +88,7 @@ def test_hms_on_two_scales_matches_the_original():
 def test_training_mode_matches_the_original(name, remat):
   """Loss, gradients and running statistics, with activations kept or recomputed."""
   expected = reference.load(f'{name}.train_mode')
-  variables = from_torch(reference.state_dict(name), name)
+  variables = _variables(name)
   model = create_model(name, remat=remat)
 
   def one(logits, edges):
@@ -115,7 +127,7 @@ def test_training_mode_matches_the_original(name, remat):
 
 def test_the_edge_head_changes_no_other_output():
   with_edges = create_model('hrnet16_slim')
-  variables = from_torch(reference.state_dict('hrnet16_slim'), 'hrnet16_slim')
+  variables = _variables('hrnet16_slim')
   without = {
     collection: {k: v for k, v in tree.items() if not k.startswith('edge')}
     for collection, tree in variables.items()
@@ -152,7 +164,7 @@ def test_training_outputs_and_dtypes_in_bfloat16(name):
 
 
 def test_bfloat16_stays_close_to_float32():
-  variables = from_torch(reference.state_dict('hrnet16_slim'), 'hrnet16_slim')
+  variables = _variables('hrnet16_slim')
   image = reference.image()
   exact = _apply(create_model('hrnet16_slim'), variables, image)['logits']
   rounded = _apply(create_model('hrnet16_slim', dtype=jnp.bfloat16), variables, image)['logits']
@@ -163,7 +175,7 @@ def test_bfloat16_stays_close_to_float32():
 def test_initial_variables_have_the_converted_ones_names_and_shapes():
   for name in MODELS:
     shapes = flatten_dict(_shapes(create_model(name)))
-    converted = flatten_dict(from_torch(reference.state_dict(name), name))
+    converted = flatten_dict(_variables(name))
     assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in converted.items()}
 
 

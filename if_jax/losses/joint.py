@@ -15,7 +15,7 @@ SumAndCount = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-  """How much each term counts; the defaults are the release's.
+  """How much each term counts; the defaults are the release's, see docs/deviations.md.
 
   Attributes:
     segmentation: class-weighted cross-entropy.
@@ -48,11 +48,12 @@ def joint_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The total loss of a training step and its terms.
 
-  Terms whose output the model does not have, or whose weight is 0, are left out.
+  Terms whose output the model does not have are left out, and edge terms of weight 0.
 
   Args:
     outputs: of a model in training: 'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits'.
-    labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
+    labels: integer [B, H, W]; values outside 0 .. K - 1 are ignored, which for the boundary term
+      means that they are no boundary.
     weights: of the terms.
     boundary_radius: pixels, of the boundary maps made from the labels.
     axis_name: of the devices that hold the rest of the batch.

@@ -1,4 +1,4 @@
-"""The high-resolution network (HRNet): branches of four resolutions that keep exchanging features."""
+"""HRNet: branches of four resolutions that keep exchanging features."""
 
 import dataclasses
 
@@ -102,12 +102,12 @@ class ExchangeModule(nn.Module):
     ]
 
   def _exchange(self, x, source, target, like, train):
-    """Brings branch `source` to the width and size of branch `target`, whose features are `like`."""
+    """Brings branch `source` to the width and size of branch `target`, those of `like`."""
     if source == target:
       return x
     width = like.shape[-1]
     if source > target:
-      # 1x1 convolution and normalisation are the same before or after enlarging, and cheaper before.
+      # A 1x1 convolution is the same before or after enlarging, and cheaper before.
       name = f'fuse{target}_{source}'
       x = ConvNorm(self.conv, self.norm, width, relu=False, name=name)(x, train)
       return resize_bilinear(x, like.shape[1:3])

@@ -27,7 +27,7 @@ class OCR(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Backbone features [B, h, w, C] to logits, coarse logits [B, h, w, K] and features [.., 512]."""
+    """Features [B, h, w, C] to logits and coarse logits [B, h, w, K], and features for edges."""
     coarse_logits = ConvHead(self.conv, self.norm, x.shape[-1], self.num_classes, name='aux_head')(
       x, train
     )
