@@ -35,7 +35,11 @@ def main() -> int:
   workdir, source, output = (
     flag.value and os.path.expanduser(flag.value) for flag in (_WORKDIR, _INPUT, _OUTPUT)
   )
-  config = _CONFIG.value
+  try:
+    config = _CONFIG.value.lock()  # A file that cannot be loaded raises at its first use.
+  except OSError:
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise ValueError(f'no configuration file {path}; there are those in configs/') from None
 
   # Imported late: a mistake above is told at once, and these take seconds.
   if mode == 'train':
