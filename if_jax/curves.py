@@ -23,7 +23,7 @@ PANELS = {
   'Validation': ('val/miou', 'val/pixel_accuracy', 'val/class_accuracy', 'val/boundary_*'),
 }
 
-# Okabe and Ito's colours, which colour-blind people tell apart too.
+# Okabe and Ito's colours, which colour-blind people tell apart too, and a grey and a brown.
 _COLORS = (
   (0, 114, 178),
   (213, 94, 0),
@@ -32,6 +32,7 @@ _COLORS = (
   (230, 159, 0),
   (86, 180, 233),
   (90, 90, 90),
+  (140, 86, 75),
 )
 _INK = (33, 37, 41)
 _FAINT_INK = (108, 117, 125)

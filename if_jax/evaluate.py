@@ -154,6 +154,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   evaluator = Evaluator(model, dataset, config)
   pictures = Path(workdir, 'evaluation')
   pictures.mkdir(parents=True, exist_ok=True)
+  # Spread over the data set: neighbours are often alike.
+  shown = np.linspace(0, len(dataset) - 1, config.eval.sheet_images).round().astype(int)
   rows = {}
 
   def draw(example, outputs):
@@ -161,7 +163,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     save_outputs(
       pictures, example['name'], image, outputs, dataset.label_set, config.eval.save, labels
     )
-    if example['index'] < config.eval.sheet_images:
+    if example['index'] in shown:
       rows[example['index']] = example['name'], sheet_row(image, labels, outputs, dataset.label_set)
 
   with Progress('evaluate', len(dataset)) as progress:
