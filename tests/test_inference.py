@@ -89,6 +89,7 @@ def test_each_window_is_looked_at_alone():
     ({'scales': (1.0, -1.0)}, 'positive'),
     ({'window': (5,)}, r'window must be \(height, width\)'),
     ({'stride': (5, 5)}, 'needs a window'),
+    ({'window': (8, 8), 'stride': (8, 9)}, 'skips pixels'),
   ],
 )
 def test_options_without_sense_are_refused(options, message):

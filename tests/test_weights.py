@@ -46,6 +46,11 @@ def test_round_trip_keeps_bits_and_card(variables, tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', WEIGHTS_FILE]
 
 
+def test_a_backbone_has_no_classes():
+  with pytest.raises(ValueError, match='those of a backbone'):
+    label_set_of({'model': 'hrnet18', 'part': 'backbone'})
+
+
 def test_damaged_and_absent_files_are_told(tmp_path):
   with pytest.raises(ValueError, match='no weights in'):
     load_weights(tmp_path)
