@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
 
   # SGD with momentum and polynomial decay, as HRNet's recipe has it.
   config.optimizer = ConfigDict()
+  # sgd or adamw; the latter gets going faster from random weights.
+  config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 0.01
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 5e-4

@@ -23,16 +23,28 @@ def make_schedule(
 
 
 def make_optimizer(
-  schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
+  schedule: optax.Schedule, *, name: str = 'sgd', momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> optax.GradientTransformation:
-  """SGD with momentum as PyTorch's: the decay is added to the gradient before the momentum.
+  """The optimiser of the networks' recipes, or one that gets going faster from random weights.
 
   Weights of convolutions decay; biases and the scales of normalisation do not.
+
+  Args:
+    schedule: step to learning rate.
+    name: 'sgd', as PyTorch's: the decay is added to the gradient before the momentum; or 'adamw'.
+    momentum: of SGD, and AdamW's first decay rate.
+    weight_decay: per step, times the learning rate.
+  Raises:
+    ValueError: another name.
   """
 
   def kernels(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
+  if name == 'adamw':
+    return optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=kernels)
+  if name != 'sgd':
+    raise ValueError(f'no optimizer {name!r}; there are sgd and adamw')
   return optax.chain(
     optax.add_decayed_weights(weight_decay, mask=kernels),
     optax.sgd(schedule, momentum=momentum),

@@ -137,7 +137,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     warmup_steps=config.optimizer.warmup_steps,
   )
   optimizer = make_optimizer(
-    schedule, momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay
+    schedule,
+    name=config.optimizer.name,
+    momentum=config.optimizer.momentum,
+    weight_decay=config.optimizer.weight_decay,
   )
   step_fn = functools.partial(
     train_step,

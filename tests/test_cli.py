@@ -18,6 +18,7 @@ from processes import run_main
     (['--workdir=x', '--config=configs/camvid.py'], 'camvid needs root'),
     (['--workdir=x', '--config.model.name=hrnet81'], "Did you mean 'hrnet18'"),
     (['--workdir=x', '--config.train.batch_size=0'], 'batch_size'),
+    (['--workdir=x', '--config.optimizer.name=adam'], "no optimizer 'adam'"),
     (['--workdir=x', '--config.augment.crop_size=(1,2,3)'], 'crop_size'),
     (['--workdir=x', '--config.loss.weights.boundary=-1'], 'loss boundary is -1.0'),
     (['--workdir=x', '--config.init_from=nowhere'], 'no weights in nowhere'),
