@@ -18,10 +18,10 @@ def get_config() -> ConfigDict:
   config.augment.saturation = 0.1
   config.augment.hue = 0.05
   config.train.batch_size = 8
-  config.train.num_steps = 280
+  config.train.num_steps = 220
   config.train.log_every = 10
-  config.train.eval_every = 140
-  config.train.checkpoint_every = 140
+  config.train.eval_every = 220
+  config.train.checkpoint_every = 220
   config.optimizer.name = 'adamw'
   config.optimizer.learning_rate = 0.003
   config.optimizer.weight_decay = 0.01
