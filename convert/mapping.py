@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from convert.names import CLASSIFIER_ONLY, module_names
 from if_jax.models import create_model
 from if_jax.models.inversenet import InverseMLP
+from if_jax.weights import list_problems, shape_differences
 
 # PyTorch's name of a leaf -> (collection, our name); a `weight` of one axis is a norm's scale.
 _LEAVES = {
@@ -78,39 +79,28 @@ def to_torch(variables: Mapping, name: str) -> dict[str, np.ndarray]:
     ValueError: naming every leaf that is missing, too many or mis-shaped.
   """
   flat = flatten_dict(jax.tree.map(np.asarray, dict(variables)))
-  modules = module_names(name)
   edge_head = any(path[1] == 'edge_head' for path in flat)
   classifiers = [flat[path] for path in _CLASSIFIERS if path in flat]
   num_classes = classifiers[0].shape[-1] if classifiers else 19
   expected = _expected(name, num_classes=num_classes, edge_head=edge_head)
-  paths = {path: theirs for theirs, (path, _) in expected.items()}
-  missing = ['/'.join(path) for path in paths if path not in flat]
-  unexpected = ['/'.join(path) for path in flat if path not in paths]
-  wrong = [
-    f'{"/".join(path)} {flat[path].shape} (expected {_flax_shape(expected[theirs][1])})'
-    for path, theirs in paths.items()
-    if path in flat and flat[path].shape != _flax_shape(expected[theirs][1])
-  ]
-  _raise_if_any(name, missing=missing, unexpected=unexpected, mis_shaped=wrong)
+  problems = shape_differences(
+    {'/'.join(path): _flax_shape(shape) for path, shape in expected.values()},
+    {'/'.join(path): x.shape for path, x in flat.items()},
+  )
+  _raise_if_any(name, problems)
   state_dict = {}
-  by_name = {theirs: _to_torch_layout(flat[path]) for theirs, (path, _) in expected.items()}
-  for theirs, _ in modules:
-    for leaf in _LEAVES:
-      if f'{theirs}.{leaf}' in by_name:
-        state_dict[f'{theirs}.{leaf}'] = by_name[f'{theirs}.{leaf}']
-    if f'{theirs}.running_var' in by_name:
-      state_dict[f'{theirs}.{_COUNTER}'] = np.zeros((), np.int64)
+  for theirs, (path, _) in expected.items():
+    state_dict[theirs] = _to_torch_layout(flat[path])
+    module, _, leaf = theirs.rpartition('.')
+    if leaf == 'running_var':
+      state_dict[f'{module}.{_COUNTER}'] = np.zeros((), np.int64)
   return state_dict
 
 
 def _convert(given, expected, name):
-  missing = [k for k in expected if k not in given]
-  unexpected = [k for k in given if k not in expected]
-  wrong = [
-    f'{k} {given[k].shape} (expected {shape})'
-    for k, (_, shape) in expected.items()
-    if k in given and given[k].shape != shape
-  ]
+  problems = shape_differences(
+    {k: shape for k, (_, shape) in expected.items()}, {k: v.shape for k, v in given.items()}
+  )
   bad = [
     k
     for k in expected
@@ -120,7 +110,7 @@ def _convert(given, expected, name):
       or (k.endswith('running_var') and (np.asarray(given[k], np.float32) < 0).any())
     )
   ]
-  _raise_if_any(name, missing=missing, unexpected=unexpected, mis_shaped=wrong, not_finite=bad)
+  _raise_if_any(name, problems | {'not-finite': bad})
   return unflatten_dict({path: _to_flax_layout(given[k]) for k, (path, _) in expected.items()})
 
 
@@ -180,11 +170,7 @@ def _flax_shape(shape):
   return tuple(shape[axis] for axis in _FLAX_AXES[len(shape)])
 
 
-def _raise_if_any(name, **problems):
-  lines = [
-    f'{len(entries)} {kind.replace("_", "-")}: {", ".join(entries)}'
-    for kind, entries in problems.items()
-    if entries
-  ]
-  if lines:
-    raise ValueError(f'these weights do not fit {name}: ' + '; '.join(lines))
+def _raise_if_any(name, problems):
+  text = list_problems(problems)
+  if text:
+    raise ValueError(f'these weights do not fit {name}: {text}')

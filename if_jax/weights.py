@@ -140,17 +140,32 @@ def model_shapes(model) -> dict[str, tuple[int, ...]]:
   return {path: x.shape for path, x in flatten_dict(shapes, sep='/').items()}
 
 
+def shape_differences(
+  expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[str]]:
+  """Compares the shapes of named entries: kind of difference -> every entry that has it."""
+  return {
+    'missing': [name for name in expected if name not in given],
+    'unexpected': [name for name in given if name not in expected],
+    'mis-shaped': [
+      f'{name} {given[name]} (expected {shape})'
+      for name, shape in expected.items()
+      if name in given and given[name] != shape
+    ],
+  }
+
+
+def list_problems(problems: Mapping[str, list[str]]) -> str:
+  """'2 missing: a, b; 1 unexpected: c', or nothing where there are none."""
+  return '; '.join(
+    f'{len(entries)} {kind}: {", ".join(entries)}' for kind, entries in problems.items() if entries
+  )
+
+
 def _raise_on_difference(expected, given, source, *, allow_missing):
-  lines = []
-  missing = [] if allow_missing else [path for path in expected if path not in given]
-  unexpected = [path for path in given if path not in expected]
-  wrong = [
-    f'{path} {given[path]} (expected {expected[path]})'
-    for path in given
-    if path in expected and given[path] != expected[path]
-  ]
-  for kind, entries in (('missing', missing), ('unexpected', unexpected), ('mis-shaped', wrong)):
-    if entries:
-      lines.append(f'{len(entries)} {kind}: {", ".join(entries)}')
-  if lines:
-    raise ValueError(f'the weights in {source} do not fit the model: ' + '; '.join(lines))
+  problems = shape_differences(expected, given)
+  if allow_missing:
+    del problems['missing']
+  text = list_problems(problems)
+  if text:
+    raise ValueError(f'the weights in {source} do not fit the model: {text}')
