@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+OUTSIDE = -3.0  # a coordinate more than a pixel outside [-1, 1], whatever the size
+
 
 def affine_warp(image: jax.Array, theta: jax.Array) -> jax.Array:
   """Warps images by affine transforms, bilinearly, with zeros outside.
@@ -33,14 +35,38 @@ def affine_warp(image: jax.Array, theta: jax.Array) -> jax.Array:
     raise ValueError(
       f'image must be [B, H, W, C] and theta [B, 2, 3], got {image.shape} and {theta.shape}'
     )
-  return grid_sample(image, affine_grid(theta, image.shape[1:3]))
+  return grid_sample(image, _transformed_centres(theta, image.shape[1:3]))
 
 
-def affine_grid(theta: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Sampling positions [B, H, W, 2] in [-1, 1], x before y, of affine transforms [B, 2, 3]."""
-  x, y = jnp.meshgrid(_centres(size[1], theta.dtype), _centres(size[0], theta.dtype))
-  points = jnp.stack([x, y, jnp.ones_like(x)], -1)
-  return jnp.einsum('hwk,bck->bhwc', points, theta, precision=jax.lax.Precision.HIGHEST)
+def homography_warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
+  """Warps images by homographies, bilinearly, with zeros outside.
+
+  Args:
+    image: float [B, H, W, C].
+    matrix: float [B, 3, 3] with m22 = 1, each maps output to input coordinates as `affine_warp`
+      has them: where (x', y', w) = matrix (x, y, 1), the output at (x, y) is the input at
+      (x' / w, y' / w). Where w is not above 0.001, at and behind the horizon, there is nothing
+      to see: the output is 0, and so is its gradient.
+  Returns:
+    float [B, H, W, C]: the warped images.
+  Raises:
+    ValueError: at trace time, if the shapes do not fit.
+  Example:
+    >>> line = jnp.array([0.0, 0.0, 1.0, 0.0]).reshape(1, 1, 4, 1)
+    >>> one_to_the_left = jnp.array([[[1, 0, 2 / 4], [0, 1, 0], [0, 0, 1]]])
+    >>> homography_warp(line, one_to_the_left).ravel().tolist()
+    [0.0, 1.0, 0.0, 0.0]
+
+  """
+  if image.ndim != 4 or matrix.shape != (image.shape[0], 3, 3):
+    raise ValueError(
+      f'image must be [B, H, W, C] and matrix [B, 3, 3], got {image.shape} and {matrix.shape}'
+    )
+  points = _transformed_centres(matrix, image.shape[1:3])
+  position, depth = points[..., :2], points[..., 2:]
+  visible = depth > 1e-3
+  # Dividing by 1 where nothing is seen keeps the gradient of what is not used finite.
+  return grid_sample(image, jnp.where(visible, position / jnp.where(visible, depth, 1), OUTSIDE))
 
 
 def grid_sample(image: jax.Array, grid: jax.Array) -> jax.Array:
@@ -71,6 +97,13 @@ def grid_sample(image: jax.Array, grid: jax.Array) -> jax.Array:
   upper = pixels(0, 0) * (1 - right_weight) + pixels(0, 1) * right_weight
   lower = pixels(1, 0) * (1 - right_weight) + pixels(1, 1) * right_weight
   return upper * (1 - bottom_weight) + lower * bottom_weight
+
+
+def _transformed_centres(matrix: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """matrix (x, y, 1) of every pixel's centre, [B, H, W, K] for [B, K, 3]."""
+  x, y = jnp.meshgrid(_centres(size[1], matrix.dtype), _centres(size[0], matrix.dtype))
+  points = jnp.stack([x, y, jnp.ones_like(x)], -1)
+  return jnp.einsum('hwk,bck->bhwc', points, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def _centres(length: int, dtype) -> jax.Array:
