@@ -1,7 +1,12 @@
-"""Parameters of transforms, small numbers around 0, and the matrices that they stand for."""
+"""Parameters of transforms, their matrices, and the rotations nearest to those."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+
+# A GPU would round the products of float32 matrices to three digits.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 NUM_PARAMETERS = (4, 6, 8)
 
@@ -61,6 +66,65 @@ def parameters_from_matrix(matrix: jax.Array, num_parameters: int) -> jax.Array:
     scales = jnp.diagonal(matrix, axis1=1, axis2=2)[:, :2]
     return jnp.concatenate([matrix[:, :2, 2], jnp.log(scales)], axis=-1)
   return (matrix - jnp.eye(3, dtype=matrix.dtype)).reshape(-1, 9)[:, :num_parameters]
+
+
+@jax.custom_jvp
+def nearest_rotation(matrix: jax.Array) -> jax.Array:
+  """The rotation nearest to each matrix by the sum of squared differences.
+
+  Its derivative is the closed form, finite wherever the nearest rotation is the only one; that of
+  the singular value decomposition is NaN at the identity, where all singular values are equal.
+
+  Args:
+    matrix: float [N, 3, 3].
+  Returns:
+    float [N, 3, 3]: U diag(1, 1, det(U V^T)) V^T, with U S V^T = `matrix`.
+  Example:
+    >>> nearest_rotation(jnp.diag(jnp.array([3.0, 2.0, 1.0]))[None])[0].tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+  """
+  u, _, v_transposed = _signed_svd(matrix)
+  return _einsum('nij,njk->nik', u, v_transposed)
+
+
+@nearest_rotation.defjvp
+def _nearest_rotation_jvp(primals, tangents):
+  # With M = P H, P a rotation and H symmetric, P^T dP = W is skew and W H + H W is twice the skew
+  # part of P^T dM. In the basis of the right singular vectors H is diagonal.
+  u, s, v_transposed = _signed_svd(primals[0])
+  turned = _einsum('nji,njk,nlk->nil', u, tangents[0], v_transposed)
+  sums = jnp.maximum(s[:, :, None] + s[:, None, :], 1e-6)
+  skew = (turned - jnp.swapaxes(turned, 1, 2)) / sums
+  rotation = _einsum('nij,njk->nik', u, v_transposed)
+  return rotation, _einsum('nij,njk,nkl->nil', u, skew, v_transposed)
+
+
+def _signed_svd(matrix):
+  """The singular value decomposition whose U V^T is a rotation; the last value may be negative."""
+  u, s, v_transposed = jnp.linalg.svd(matrix)
+  last = jnp.where(jnp.linalg.det(u) * jnp.linalg.det(v_transposed) < 0, -1, 1)
+  signs = jnp.ones_like(s).at[:, 2].set(last)
+  return u * signs[:, None, :], s * signs, v_transposed
+
+
+def rotation_angle(rotation: jax.Array) -> jax.Array:
+  """The angle of each rotation, [N] in [0, pi] radians, of float [N, 3, 3].
+
+  From sine and cosine: the arc cosine of the trace alone has an infinite slope at the identity and
+  loses half of the digits near it. The gradient at the identity, where none exists, is 0.
+  """
+  skew = (rotation - jnp.swapaxes(rotation, 1, 2)) / 2
+  sine = safe_norm(jnp.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], axis=-1))
+  cosine = (jnp.trace(rotation, axis1=1, axis2=2) - 1) / 2
+  return jnp.arctan2(sine, cosine)
+
+
+def safe_norm(vectors: jax.Array) -> jax.Array:
+  """The Euclidean norm along the last axis, whose gradient at 0 is 0 and not NaN."""
+  squares = jnp.sum(jnp.square(vectors), axis=-1)
+  positive = squares > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
 def _check_count(num_parameters: int):
