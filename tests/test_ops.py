@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from if_jax.ops.boundaries import boundary_map
 from if_jax.ops.resize import _weights, resize_bilinear
-from if_jax.ops.warp import affine_warp
+from if_jax.ops.warp import affine_warp, homography_warp
 
 REFERENCE = np.load(Path(__file__).parent / 'data' / 'operators.npz')
 
@@ -79,6 +81,62 @@ def test_warp_under_jit_and_vmap_equals_eager():
 def test_warp_names_wrong_shapes():
   with pytest.raises(ValueError, match=r'theta \[B, 2, 3\]'):
     affine_warp(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 6)))
+
+
+# Drawn, not round: on a pixel's centre no gradient equals its differences.
+HOMOGRAPHIES = np.eye(3) + 0.2 * np.random.RandomState(0).standard_normal((2, 3, 3))
+HOMOGRAPHIES[:, 2, 2] = 1
+
+
+def test_homography_of_an_affine_matrix_is_the_affine_warp():
+  image = jax.random.normal(jax.random.key(0), (2, 6, 9, 3))
+  matrix = jnp.float32(HOMOGRAPHIES).at[:, 2].set(jnp.array([0.0, 0.0, 1.0]))
+  np.testing.assert_array_equal(homography_warp(image, matrix), affine_warp(image, matrix[:, :2]))
+
+
+def test_homography_matches_opencv():
+  """OpenCV works in pixels, of whose sides it keeps 32 positions."""
+  height, width = 40, 60
+  noise = np.random.RandomState(0).standard_normal((2, height, width))
+  images = np.stack([cv2.GaussianBlur(image, (0, 0), 3) for image in noise])
+  to_pixels = np.array(
+    [[width / 2, 0, width / 2 - 0.5], [0, height / 2, height / 2 - 0.5], [0, 0, 1]]
+  )
+  flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+  expected = [
+    cv2.warpPerspective(
+      image, to_pixels @ matrix @ np.linalg.inv(to_pixels), (width, height), flags=flags
+    )
+    for image, matrix in zip(images, HOMOGRAPHIES, strict=True)
+  ]
+  warped = homography_warp(jnp.float32(images[..., None]), jnp.float32(HOMOGRAPHIES))[..., 0]
+  difference = np.abs(warped - np.float32(expected))
+  assert difference.max() < 0.05 * np.abs(images).max()
+  assert difference.mean() < 0.002 * np.abs(images).max()
+
+
+def test_gradients_of_a_homography_match_differences():
+  with jax.enable_x64(True):
+    image = jnp.asarray(np.random.RandomState(0).standard_normal((2, 6, 9, 2)))
+    matrix = jnp.asarray(HOMOGRAPHIES).at[1, 2, 0].set(1.73)  # A fifth of it lies behind.
+    check_grads(jax.jit(homography_warp), (image, matrix), order=1, modes=['rev'], eps=1e-6)
+
+
+@pytest.mark.parametrize('slope', [1.5, 1e3, 1e30])
+def test_at_and_behind_the_horizon_there_is_nothing(slope):
+  """Where 1 + slope * x is 0 or less; for 1.5 it is 0 at the centre of the first of three."""
+  matrix = jnp.array([[[1.0, 0, 0], [0, 1, 0], [slope, 0, 1]]])
+  image = jnp.ones((1, 2, 3, 1))
+  warped, pullback = jax.vjp(jax.jit(homography_warp), image, matrix)
+  np.testing.assert_array_equal(warped[0, :, 0], 0)
+  np.testing.assert_array_equal(warped[0, :, 1], 1)
+  gradients = pullback(jnp.ones_like(warped))
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_homography_names_wrong_shapes():
+  with pytest.raises(ValueError, match=r'matrix \[B, 3, 3\]'):
+    homography_warp(jnp.zeros((2, 4, 4, 1)), jnp.zeros((2, 2, 3)))
 
 
 BOUNDARIES = np.load(Path(__file__).parent / 'data' / 'boundaries.npz')
