@@ -112,6 +112,48 @@ def test_crops_reach_every_row_and_none_outside():
 
 @settings(max_examples=60, deadline=None)
 @given(
+  size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+  place=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+  crop=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+  seed=st.integers(0, 2**32 - 1),
+)
+def test_the_crop_shows_its_centre(size, place, crop, seed):
+  row, column = (int(share * length) for share, length in zip(place, size, strict=True))
+  label = np.zeros(size, np.uint8)
+  label[row, column] = 1
+  image = np.zeros((*size, 3), np.uint8)
+  # An image that is not made smaller keeps all of its pixels.
+  enlarging = dataclasses.replace(GEOMETRY_ONLY, crop_size=crop, scale_range=(1.0, 2.0))
+  _, out = enlarging(image, label, np.random.default_rng(seed), (row, column))
+  assert (out == 1).any()
+
+
+@pytest.mark.parametrize(
+  'scale, row, tops',
+  [
+    (1.0, 20, range(5, 21)),
+    (1.0, 3, range(0, 4)),
+    (1.0, 39, [24]),
+    (2.0, 20, range(13, 21)),
+    (0.25, 20, [0]),
+  ],
+)
+def test_the_place_of_a_centre_in_its_crop_is_any(scale, row, tops):
+  label = row_numbers(40, 30)
+  image = np.zeros((40, 30, 3), np.uint8)
+  rng = np.random.default_rng(15)
+  seen = [
+    int(random_scale_crop(image, label, rng, (16, 16), (scale, scale), (row, 9))[1].min())
+    for _ in range(300)
+  ]
+  if scale < 1:  # The whole image, of which the smaller one shows every fourth row.
+    assert max(seen) < 4
+  else:
+    assert set(seen) == set(tops)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
   height=st.integers(1, 90),
   width=st.integers(1, 90),
   crop=st.tuples(st.integers(1, 70), st.integers(1, 70)),

@@ -152,6 +152,23 @@ def test_worker_processes_change_nothing():
   assert not flags.FLAGS.is_parsed()
 
 
+def test_class_uniform_batches_depend_on_their_step_alone():
+  dataset = Memory(7)
+  centroids = [np.zeros((0, 3), int), np.int32([[1, 3, 3], [2, 9, 9]]), np.int32([[5, 0, 15]])]
+  batches = functools.partial(
+    train_batches, dataset, WHOLE, batch_size=6, seed=8, class_uniform=0.6, centroids=centroids
+  )
+  expected = take(batches(), 8)
+  assert_equal((expected[5:], take(batches(start_step=5), 3)))
+  assert_equal((expected[4:], take(batches(num_workers=2, start_step=4), 4)))
+  parts = [take(batches(process_index=i, process_count=2), 8) for i in range(2)]
+  for i, part in enumerate(parts):
+    for whole, half in zip(expected, part, strict=True):
+      np.testing.assert_array_equal(whole['image'][i::2], half['image'])
+  counts = np.bincount(np.concatenate([numbers(batch) for batch in expected]), minlength=7)
+  assert counts.min() >= 1 and counts[5] > counts[[0, 3, 4, 6]].max()
+
+
 def test_evaluation_gives_whole_examples_in_order():
   dataset = Memory(6)
   with eval_examples(dataset) as stream:
@@ -252,6 +269,13 @@ def test_a_closed_stream_says_so():
     ({'process_index': 2, 'process_count': 2}, 'process_index is 2 with process_count 2'),
     ({'process_index': -1}, 'process_index is -1'),
     ({'process_count': 0}, 'process_index is 0 with process_count 0'),
+    ({'class_uniform': 1.1}, 'class_uniform is 1.1; give'),
+    ({'class_uniform': float('nan')}, 'class_uniform is nan; give'),
+    ({'class_uniform': 0.5}, 'class_uniform is 0.5 without centroids'),
+    (
+      {'class_uniform': 0.5, 'centroids': [np.zeros((0, 3), int)] * 3},
+      'class_uniform is 0.5 without centroids of any class',
+    ),
     ({'dataset': Memory(0)}, r'Memory\(0\) has no examples'),
   ],
 )

@@ -30,8 +30,8 @@ class Augmentation:
     contrast: likewise.
     saturation: likewise.
     hue: likewise; at most 0.5, which is every hue.
-    blur_probability: share of crops that are blurred; neither recipe does it for Cityscapes,
-      NVIDIA's does for Mapillary.
+    blur_probability: share of crops that a Gaussian blurs, of random width; 1 in NVIDIA's recipe,
+      0 in HRNet's.
 
   Raises:
     ValueError: on construction, if a value is outside its range.
@@ -43,7 +43,7 @@ class Augmentation:
     ((256, 512, 3), (256, 512))
 
   Source: HRNet-Semantic-Segmentation, `lib/datasets/base_dataset.py` (scale, crop 512x1024, flip);
-  NVIDIA/semantic-segmentation, `transforms/` and `train.py` (scale 0.5 to 2, colours 0.25).
+  NVIDIA/semantic-segmentation, `transforms/` and `train.py` (scale 0.5 to 2, colours 0.25, blur).
   Differs: HRNet draws the scale from 0.5, 0.6 ... 2.1, NVIDIA enlarges with bicubic weights; both
   pad with black on fixed sides, and change the colours of the padding too.
   """
@@ -76,7 +76,11 @@ class Augmentation:
         raise ValueError(f'{name} is {value}; give a number from 0 to {largest}')
 
   def __call__(
-    self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+    self,
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    centre: tuple[int, int] | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one crop.
 
@@ -84,6 +88,7 @@ class Augmentation:
       image: uint8 [H, W, 3], RGB, of any size.
       label: uint8 [H, W], train ids, 255 ignored.
       rng: says which crop; the same state gives the same one.
+      centre: (row, column) of a pixel of the source that the crop must show; None for any crop.
 
     Returns:
       image uint8 [h, w, 3] and label uint8 [h, w], of `crop_size`.
@@ -96,7 +101,7 @@ class Augmentation:
         f'image is {image.dtype} {image.shape} and label {label.dtype} {label.shape}; '
         'uint8 [H, W, 3] and uint8 [H, W] of one size are needed'
       )
-    image, label = random_scale_crop(image, label, rng, self.crop_size, self.scale_range)
+    image, label = random_scale_crop(image, label, rng, self.crop_size, self.scale_range, centre)
     if self.flip:
       image, label = random_flip(image, label, rng)
     image = color_jitter(image, rng, self.brightness, self.contrast, self.saturation, self.hue)
@@ -112,6 +117,7 @@ def random_scale_crop(
   rng: np.random.Generator,
   crop_size: tuple[int, int],
   scale_range: tuple[float, float],
+  centre: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Enlarges by a random factor and cuts at random, in the other order: only the crop is resized.
 
@@ -126,14 +132,16 @@ def random_scale_crop(
     rng: draws factor and place.
     crop_size: (h, w), pixels.
     scale_range: (smallest, largest) factor.
+    centre: (row, column) of a pixel of the source; the place is drawn from those that show it.
 
   Returns:
     image uint8 [h', w', 3] and label uint8 [h', w']; h' < h or w' < w where the enlarged image is
     smaller than the crop, see `random_pad`.
   """
   scale = rng.uniform(*scale_range)
-  rows, height = _random_span(label.shape[0], crop_size[0], scale, rng)
-  columns, width = _random_span(label.shape[1], crop_size[1], scale, rng)
+  row, column = centre or (None, None)
+  rows, height = _random_span(label.shape[0], crop_size[0], scale, rng, row)
+  columns, width = _random_span(label.shape[1], crop_size[1], scale, rng, column)
   size = (width, height)
   return (
     cv2.resize(image[rows, columns], size, interpolation=cv2.INTER_LINEAR),
@@ -245,13 +253,16 @@ def random_blur(image: np.ndarray, rng: np.random.Generator, probability: float)
 
 
 def _random_span(
-  length: int, crop: int, scale: float, rng: np.random.Generator
+  length: int, crop: int, scale: float, rng: np.random.Generator, centre: int | None
 ) -> tuple[slice, int]:
   """Along one axis: which pixels of the source to take, and how many to make of them."""
   span = max(1, round(crop / scale))
   if span > length:
     return slice(length), min(crop, max(1, round(length * scale)))
-  start = rng.integers(length - span, endpoint=True)
+  first, last = 0, length - span
+  if centre is not None:
+    first, last = max(first, centre - span + 1), min(last, centre)
+  start = rng.integers(first, last, endpoint=True)
   return slice(start, start + span), crop
 
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import cv2
@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from if_jax.data.augment import Augmentation
+from if_jax.data.class_uniform import draw_centroid
 from if_jax.data.decode import decode_image, decode_label
 from if_jax.data.labels import LabelSet
 
@@ -75,11 +76,17 @@ def train_batches(
   num_workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  class_uniform: float = 0.0,
+  centroids: Sequence[np.ndarray] = (),
 ) -> Stream:
   """Endless batches of augmented crops, in a new random order each epoch.
 
   Every epoch holds every example once; batches run across its end, so that none is left out and a
   data set may be smaller than a batch.
+
+  With `class_uniform`, an epoch has as many crops, but each of them gives way, with that
+  probability, to a crop around a class: a class is drawn, the rare as often as the common, then
+  one of its centroids. Of the examples in the epoch's order, about 1 - class_uniform remain.
 
   Args:
     dataset: where the files come from.
@@ -93,6 +100,8 @@ def train_batches(
       in shared memory, some four each, of which containers may have little (`--shm-size`).
     process_index: which of the processes of `jax.distributed` this one is.
     process_count: how many there are.
+    class_uniform: share of the crops that are drawn class by class, 0 to 1; NVIDIA takes 0.5.
+    centroids: of `class_centroids`, where `class_uniform` is not 0.
 
   Returns:
     A stream of {'image': uint8 [B / process_count, h, w, 3], RGB,
@@ -101,6 +110,9 @@ def train_batches(
   Raises:
     ValueError: at once, if an argument is out of range or the data set is empty; from the stream,
       if a file is broken, with its name.
+
+  Source: for `class_uniform`, NVIDIA/semantic-segmentation, `datasets/uniform.py`.
+  Differs: theirs gives each class the same number of crops in an epoch, not only on average.
   """
   _check_processes(dataset, num_workers, process_index, process_count)
   if batch_size < 1 or batch_size % process_count:
@@ -112,10 +124,19 @@ def train_batches(
     raise ValueError(f'seed is {seed}; give a whole number from 0 to 2^32 - 1')
   if start_step < 0:
     raise ValueError(f'start_step is {start_step}; give 0 or the number of steps already done')
+  if not 0 <= class_uniform <= 1:
+    raise ValueError(f'class_uniform is {class_uniform}; give a share of the crops, from 0 to 1')
+  # A class that the data set does not have cannot be drawn.
+  centroids = [places for places in centroids if len(places)]
+  if class_uniform and not centroids:
+    raise ValueError(
+      f'class_uniform is {class_uniform} without centroids of any class; give those of '
+      'class_centroids, or 0 if every pixel is ignored'
+    )
 
-  make_crop = functools.partial(_train_example, dataset.label_set, augmentation)
+  make_crop = functools.partial(_train_example, dataset, augmentation, class_uniform, centroids)
   batches = (
-    grain.MapDataset.source(dataset)
+    grain.MapDataset.range(len(dataset))
     .seed(seed)
     .shuffle()
     .repeat()
@@ -237,9 +258,17 @@ def _decode_pair(label_set: LabelSet, example: dict) -> tuple[np.ndarray, np.nda
 
 
 def _train_example(
-  label_set: LabelSet, augmentation: Augmentation, example: dict, rng: np.random.Generator
+  dataset: Examples,
+  augmentation: Augmentation,
+  class_uniform: float,
+  centroids: Sequence[np.ndarray],
+  index: int,
+  rng: np.random.Generator,
 ) -> dict:
-  image, label = augmentation(*_decode_pair(label_set, example), rng)
+  centre = None
+  if class_uniform and rng.random() < class_uniform:
+    index, centre = draw_centroid(centroids, rng)
+  image, label = augmentation(*_decode_pair(dataset.label_set, dataset[index]), rng, centre)
   return {'image': image, 'label': label.astype(np.int32)}
 
 
