@@ -1,15 +1,21 @@
 """Losses against the numbers of the original code, and the properties they must have."""
 
-from pathlib import Path
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import load, nhwc
 
-from if_jax.losses import LossWeights, boundary_bce, cross_entropy, edge_attention, joint_loss
+from if_jax.losses import boundary_bce, cross_entropy, edge_attention, ohem_cross_entropy, rmi
 
-REFERENCE = np.load(Path(__file__).parent / 'data' / 'losses.npz')
+REFERENCE = load('losses')
+SEGMENTATION = load('segmentation')
+
+# Runs slower and compiles in a third of the time, which is what counts here.
+fast_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +37,12 @@ def inputs():
     jnp.asarray(edge_logits.transpose(0, 2, 3, 1), jnp.float32),
     jnp.asarray(edges.transpose(0, 2, 3, 1), jnp.float32),
   )
+
+
+def _segmentation():
+  """Logits [2, 48, 72, 19] and labels, every tenth ignored."""
+  logits = jnp.asarray(nhwc(SEGMENTATION['logits']), jnp.float32)
+  return logits, jnp.asarray(SEGMENTATION['labels'], jnp.int32)
 
 
 def _assert_gradient(gradient, name):
@@ -109,25 +121,205 @@ def test_boundary_bce_without_boundaries_or_without_others_is_zero(edges):
   assert np.isfinite(gradient).all()
 
 
-def test_joint_loss_adds_its_weighted_terms(inputs):
-  logits, labels, edge_logits, _ = inputs
-  outputs = {
-    'logits': logits, 'edge_logits': edge_logits,
-    'aux_logits': logits / 2, 'aux_edge_logits': edge_logits / 2,
-  }  # fmt: skip
-  weights = LossWeights()
-  total, terms = jax.jit(lambda o: joint_loss(o, labels, weights=weights))(outputs)
-  main = terms['segmentation'] + 0.3 * terms['boundary'] + 0.1 * terms['attention']
-  auxiliary = terms['aux_segmentation'] + 0.3 * terms['aux_boundary'] + 0.1 * terms['aux_attention']
-  np.testing.assert_allclose(total, main + 0.4 * auxiliary, rtol=1e-6)
-  np.testing.assert_allclose(2 * terms['segmentation'], REFERENCE['cross_entropy'], rtol=1e-4)
+@pytest.mark.parametrize('dtype', [bool, jnp.float32])
+def test_masking_boundary_pixels_equals_dropping_them(inputs, dtype):
+  *_, edge_logits, edges = inputs
+  valid = jnp.ones_like(edges).at[:, :20].set(0).astype(dtype)
+  total, count = boundary_bce(edge_logits, edges, valid=valid)
+  expected, expected_count = boundary_bce(edge_logits[:, 20:], edges[:, 20:])
+  assert float(count) == float(expected_count)
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
+  gradient = jax.grad(lambda x: boundary_bce(x, edges, valid=valid)[0])(edge_logits)
+  np.testing.assert_array_equal(gradient[:, :20], 0)
 
 
-def test_joint_loss_without_edges_is_cross_entropy(inputs):
-  logits, labels, *_ = inputs
-  total, terms = joint_loss({'logits': logits}, labels, weights=LossWeights())
-  assert list(terms) == ['segmentation']
-  np.testing.assert_allclose(2 * total, REFERENCE['cross_entropy'], rtol=1e-4)
+def test_boundary_bce_of_nothing_is_zero(inputs):
+  *_, edge_logits, edges = inputs
+  total, count = boundary_bce(edge_logits, edges, valid=jnp.zeros_like(edges))
+  assert (float(total), float(count)) == (0, 0)
+
+
+def test_total_matches_the_original(inputs):
+  """The release's sum from our parts.
+
+  InverseForm's addend is the reference's own number, its network being large: it is held in
+  test_inverseform.py. Its gradient is 0.
+  """
+  logits, labels, edge_logits, edges = inputs
+  threshold = float(jax.nn.sigmoid(0.8))
+
+  def loss(x, edge_x):
+    boundary, count = boundary_bce(edge_x, edges)
+    attention = edge_attention(x, labels, edge_x, threshold=threshold)[0]
+    inverse = REFERENCE['inverseform_as_released'].astype(np.float32)
+    return cross_entropy(x, labels)[0] + 0.3 * boundary / count + 0.1 * attention + 0.3 * inverse
+
+  value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(logits, edge_logits)
+  np.testing.assert_allclose(value, REFERENCE['total_as_released'], rtol=1e-4)
+  _assert_gradient(gradients[0], 'total_as_released.dlogits')
+  _assert_gradient(gradients[1], 'total_as_released.dedge')
+
+
+def _mean(loss_fn, labels, **options):
+  """The mean of a loss as a function of its logits."""
+
+  def mean(logits):
+    total, count = loss_fn(logits, labels, **options)
+    return total / count
+
+  return mean
+
+
+@pytest.mark.parametrize(('threshold', 'min_kept'), [(0.7, 500), (0.9, 500), (0.7, 3000)])
+def test_ohem_matches_the_original(threshold, min_kept):
+  logits, labels = _segmentation()
+  mean = _mean(ohem_cross_entropy, labels, threshold=threshold, min_kept=min_kept)
+  value, gradient = fast_jit(jax.value_and_grad(mean))(logits)
+  name = f'ohem.{threshold}.{min_kept}'
+  np.testing.assert_allclose(value, SEGMENTATION[name], rtol=1e-4)
+  np.testing.assert_allclose(
+    jnp.linalg.norm(gradient), SEGMENTATION[f'{name}.dlogits.norm'], rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize('min_kept', [1, 100, 3000, 5000, 100_000])
+def test_ohem_keeps_the_hardest_pixels(min_kept):
+  """Few are below the threshold, so that `min_kept` decides; 3000 is all of them and some more."""
+  logits, labels = _segmentation()
+  logits, labels = logits[:1], labels[:1]
+  nats = -np.asarray(jax.nn.log_softmax(logits))[labels < 19, np.asarray(labels)[labels < 19]]
+  hard = np.sort(nats)[::-1][: max(min_kept, np.sum(nats > -np.log(0.01)))]
+  total, count = ohem_cross_entropy(logits, labels, threshold=0.01, min_kept=min_kept)
+  assert int(count) == len(hard)
+  np.testing.assert_allclose(total, hard.sum(), rtol=1e-5)
+
+
+def test_ohem_keeps_a_sixteenth_where_all_is_easy():
+  labels = jnp.arange(64).reshape(1, 8, 8) % 3
+  confident = (5 + jnp.arange(64.0).reshape(1, 8, 8, 1) / 64) * jax.nn.one_hot(labels, 3)
+  assert int(ohem_cross_entropy(confident, labels)[1]) == 4
+
+
+@pytest.mark.parametrize(('bce_share', 'name'), [(0.5, 'rmi'), (1.0, 'rmi.bce_only')])
+def test_rmi_matches_the_original(bce_share, name):
+  logits, labels = _segmentation()
+  mean = _mean(rmi, labels, bce_share=bce_share)
+  value, gradient = fast_jit(jax.value_and_grad(mean))(logits)
+  np.testing.assert_allclose(value, SEGMENTATION[name], rtol=1e-4)
+  if name == 'rmi':
+    norm = SEGMENTATION['rmi.dlogits.norm']
+    np.testing.assert_allclose(jnp.linalg.norm(gradient), norm, rtol=1e-4)
+
+
+def _region_term(logits, labels):
+  """As the paper writes it, in float64, for one image; pooled by hand, at multiples of 4."""
+
+  def points(maps):
+    padded = np.pad(maps, ((2, 2), (2, 2), (0, 0)))
+    rows, columns = (size // 4 for size in padded.shape[:2])
+    pooled = padded.reshape(rows, 4, columns, 4, -1).mean((1, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(pooled, (3, 3), axis=(0, 1))
+    points = windows.reshape(-1, windows.shape[2], 9).transpose(1, 2, 0)
+    return points - points.mean(-1, keepdims=True)
+
+  y = points(np.eye(logits.shape[-1])[labels])
+  p = points(1 / (1 + np.exp(-logits)))
+  ridge = 5e-4 * np.eye(9)
+  y_p = y @ p.transpose(0, 2, 1)
+  inverse = np.linalg.inv(p @ p.transpose(0, 2, 1) + ridge)
+  left = y @ y.transpose(0, 2, 1) - y_p @ inverse @ y_p.transpose(0, 2, 1)
+  return np.linalg.slogdet(left + ridge)[1].sum() / 18
+
+
+def test_rmi_matches_the_formula_in_value_and_gradient():
+  rng = np.random.RandomState(0)
+  labels = np.kron(rng.randint(0, 3, (8, 6)), np.ones((4, 4), int))
+  logits, direction = rng.standard_normal((2, 32, 24, 3))
+  loss_fn = _mean(rmi, jnp.asarray(labels)[None], bce_share=0.0)
+  at, towards = jnp.float32(logits)[None], jnp.float32(direction)[None]
+  value, slope = fast_jit(lambda x, dx: jax.jvp(loss_fn, (x,), (dx,)))(at, towards)
+  np.testing.assert_allclose(value, _region_term(logits, labels), rtol=1e-5)
+  step = 1e-5 * direction
+  ahead, behind = _region_term(logits + step, labels), _region_term(logits - step, labels)
+  np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-4)
+
+
+def test_rmi_of_straight_edges_which_make_the_covariance_singular():
+  """Where prediction and label agree, an eigenvalue v leaves ridge (v / (v + ridge) + 1).
+
+  The edge is vertical: of the nine directions of a neighbourhood six vary not at all.
+  """
+  labels = jnp.zeros((1, 510, 510), jnp.int32).at[:, :, 240:].set(1)
+  logits = 200 * jax.nn.one_hot(labels, 2) - 100
+  columns = np.zeros((128, 2))
+  columns[:60, 0], columns[60, :], columns[61:, 1] = 1, 0.5, 1
+  columns[0] /= 2
+  value, gradient = fast_jit(jax.value_and_grad(_mean(rmi, labels, bce_share=0.0)))(logits)
+  assert np.isfinite(gradient).all()
+  expected = 0
+  for column in columns.T:
+    image = np.outer(np.r_[0.5, np.ones(127)], column)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3)).reshape(-1, 9)
+    values = np.linalg.eigvalsh(np.cov(windows.T, bias=True) * len(windows)).clip(0)
+    expected += np.log(5e-4 * (values / (values + 5e-4) + 1)).sum() / 18
+  np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_rmi_of_a_class_that_is_nowhere_is_a_constant():
+  labels = jnp.zeros((2, 16, 24), jnp.int32)
+  logits = jnp.asarray(np.random.RandomState(1).standard_normal((2, 16, 24, 2)), jnp.float32)
+  value_and_grad = fast_jit(jax.value_and_grad(_mean(rmi, labels, bce_share=0.0)))
+  value, gradient = value_and_grad(logits)
+  np.testing.assert_allclose(gradient[..., 1], 0, atol=1e-6)
+  np.testing.assert_allclose(value_and_grad(logits.at[..., 1].set(3))[0], value, rtol=1e-5)
+
+
+SEGMENTATION_LOSSES = [cross_entropy, ohem_cross_entropy, rmi]
+
+
+@pytest.mark.parametrize('loss_fn', SEGMENTATION_LOSSES)
+def test_bfloat16_gives_nearly_the_same(loss_fn):
+  logits, labels = _segmentation()
+  value_and_grad = fast_jit(jax.value_and_grad(_mean(loss_fn, labels)))
+  value, gradient = value_and_grad(logits)
+  half_value, half_gradient = value_and_grad(logits.astype(jnp.bfloat16))
+  assert (half_value.dtype, half_gradient.dtype) == (jnp.float32, jnp.bfloat16)
+  np.testing.assert_allclose(half_value, value, rtol=0.02)
+  np.testing.assert_allclose(
+    jnp.linalg.norm(half_gradient.astype(jnp.float32)), jnp.linalg.norm(gradient), rtol=0.02
+  )
+
+
+@pytest.mark.parametrize('loss_fn', SEGMENTATION_LOSSES)
+def test_finite_where_nothing_varies(loss_fn):
+  value_and_grad = fast_jit(jax.value_and_grad(lambda x, y: loss_fn(x, y)[0]))
+  for logit, label in itertools.product((0.0, 100.0, -100.0), (0, 1, 255)):
+    logits = jnp.zeros((2, 16, 24, 3)).at[..., 0].set(logit)
+    value, gradient = value_and_grad(logits, jnp.full((2, 16, 24), label))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    if label == 255:
+      np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize('loss_fn', SEGMENTATION_LOSSES)
+def test_logits_of_ignored_pixels_do_not_matter(loss_fn):
+  logits, labels = _segmentation()
+  ignored = labels[..., None] == 255
+  value_and_grad = fast_jit(jax.value_and_grad(_mean(loss_fn, labels)))
+  value, gradient = value_and_grad(logits)
+  np.testing.assert_array_equal(jnp.where(ignored, gradient, 0), 0)
+  other, _ = value_and_grad(jnp.where(ignored, 50 - logits, logits))
+  np.testing.assert_allclose(other, value, rtol=1e-6)
+
+
+def test_ohem_masking_equals_dropping():
+  logits, labels = _segmentation()
+  options = {'threshold': 0.01, 'min_kept': 1000}
+  ohem = fast_jit(functools.partial(ohem_cross_entropy, **options))
+  masked = ohem(logits, labels.at[:, 20:].set(255))
+  dropped = ohem(logits[:, :20], labels[:, :20])
+  np.testing.assert_allclose(masked, dropped, rtol=1e-5)
 
 
 def test_shapes_that_do_not_fit_are_named():
@@ -135,3 +327,9 @@ def test_shapes_that_do_not_fit_are_named():
     cross_entropy(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 5), jnp.int32))
   with pytest.raises(ValueError, match='differ in shape'):
     boundary_bce(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 4, 4)))
+  with pytest.raises(ValueError, match='edges and valid differ in shape'):
+    boundary_bce(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 4, 4, 1)), valid=jnp.ones((1, 4, 4)))
+  with pytest.raises(ValueError, match=r'at least 8 x 8 pixels, got \(4, 9\)'):
+    rmi(jnp.zeros((1, 4, 9, 2)), jnp.zeros((1, 4, 9), jnp.int32))
+  with pytest.raises(ValueError, match='at least 1 pixel, got 0'):
+    ohem_cross_entropy(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 4), jnp.int32), min_kept=0)

@@ -1,4 +1,4 @@
-"""Cross-entropy over classes, weighted as the InverseForm release weights it."""
+"""Cross-entropy over classes: weighted by class, near boundaries alone, on hard pixels alone."""
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +34,14 @@ def cross_entropy(
 
   Source: `ImageBasedCrossEntropyLoss2d` of NVIDIA's semantic-segmentation and of InverseForm.
   """
-  _check(logits, labels)
+  check_shapes(logits, labels)
   num_classes = logits.shape[-1]
-  valid = (labels >= 0) & (labels < num_classes)
-  safe_labels = jnp.where(valid, labels, 0).astype(jnp.int32)
+  valid, safe_labels = _mask(labels, num_classes)
   weights = valid.astype(jnp.float32)
   if class_weighted:
     class_weights = _class_weights(safe_labels, valid, num_classes, axis_name)
     weights = weights * class_weights[safe_labels]
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-  nats = -jnp.take_along_axis(log_p, safe_labels[..., None], axis=-1)[..., 0]
+  nats = _nats(logits, safe_labels)
   weight = jnp.sum(weights, (1, 2))
   per_image = jnp.sum(weights * nats, (1, 2)) / jnp.where(weight > 0, weight, 1)
   return jnp.sum(per_image), jnp.float32(labels.shape[0])
@@ -74,6 +72,63 @@ def edge_attention(
   return cross_entropy(logits, jnp.where(on_boundary, labels, -1), axis_name=axis_name)
 
 
+def ohem_cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  *,
+  threshold: float = 0.7,
+  min_kept: int | None = None,
+  axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy of the pixels that the network finds hard: online hard example mining.
+
+  A pixel is hard if the probability of its class is below `threshold`, or if it is among the
+  `min_kept` with the lowest.
+
+  Args:
+    logits: float [B, H, W, K].
+    labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
+    threshold: probability in (0, 1).
+    min_kept: how many pixels of the batch count at least, as far as there are labels; None: a
+      sixteenth of all, as the original's 100 000 are of its three crops of 512 x 1024.
+    axis_name: unused, taken as by the other losses: each device mines its own pixels.
+  Returns:
+    (total, count): float32 scalars; nats summed over the hard pixels, and how many there are.
+  Raises:
+    ValueError: at trace time, if the shapes do not fit or `min_kept` is not positive.
+  Example:
+    >>> logits = jnp.array([4.0, 0.0, -4.0, 0.0]).reshape(1, 2, 2, 1) * jnp.array([1.0, 0.0])
+    >>> total, count = ohem_cross_entropy(logits, jnp.zeros((1, 2, 2), jnp.int32))
+    >>> int(count)  # the pixel of probability 0.98 is easy
+    3
+
+  Source: Shrivastava et al. (2016); `OhemCrossEntropy` of the HRNet repository.
+  Differs: with fewer labelled pixels than `min_kept` all count, there all but the easiest.
+  """
+  check_shapes(logits, labels)
+  if min_kept is None:
+    min_kept = max(1, labels.size // 16)
+  if min_kept < 1:
+    raise ValueError(f'min_kept must be at least 1 pixel, got {min_kept}')
+  valid, safe_labels = _mask(labels, logits.shape[-1])
+  nats = _nats(logits, safe_labels)
+  ascending = jnp.sort(jnp.where(valid, nats, -jnp.inf).ravel())
+  easiest_kept = ascending[-min(min_kept, labels.size)]
+  hard = valid & ((nats > -jnp.log(threshold)) | (nats >= easiest_kept))
+  return jnp.sum(jnp.where(hard, nats, 0)), jnp.sum(hard).astype(jnp.float32)
+
+
+def _mask(labels, num_classes):
+  """Which labels count, and labels that index."""
+  valid = (labels >= 0) & (labels < num_classes)
+  return valid, jnp.where(valid, labels, 0).astype(jnp.int32)
+
+
+def _nats(logits, safe_labels):
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.take_along_axis(log_p, safe_labels[..., None], axis=-1)[..., 0]
+
+
 def _class_weights(safe_labels, valid, num_classes, axis_name):
   bins = jnp.where(valid, safe_labels, num_classes).ravel()
   counts = jnp.bincount(bins, length=num_classes + 1)[:num_classes]
@@ -85,7 +140,8 @@ def _class_weights(safe_labels, valid, num_classes, axis_name):
   return jnp.where(counts > 0, 2 - share, 1)
 
 
-def _check(logits, labels):
+def check_shapes(logits: jax.Array, labels: jax.Array) -> None:
+  """Raises a ValueError unless logits are [B, H, W, K] and labels [B, H, W]."""
   if logits.ndim != 4 or logits.shape[:3] != labels.shape:
     raise ValueError(
       f'logits must be [B, H, W, K] and labels [B, H, W], got {logits.shape} and {labels.shape}'

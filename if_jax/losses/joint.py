@@ -1,16 +1,24 @@
 """The weighted sum of losses that a network is trained with."""
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from if_jax.losses.boundary import boundary_bce
-from if_jax.losses.cross_entropy import cross_entropy, edge_attention
+from if_jax.losses.cross_entropy import cross_entropy, edge_attention, ohem_cross_entropy
+from if_jax.losses.inverseform import DISTANCES, InverseNet, inverseform
+from if_jax.losses.rmi import rmi
 from if_jax.ops.boundaries import boundary_map
 
 # A loss's sum on this device and what it is a mean over.
 SumAndCount = tuple[jax.Array, jax.Array]
+
+# Name -> (logits, labels, axis_name) to SumAndCount.
+SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +26,13 @@ class LossWeights:
   """How much each term counts; the defaults are the release's, see docs/deviations.md.
 
   Attributes:
-    segmentation: class-weighted cross-entropy.
+    segmentation: the segmentation loss, by name in `joint_loss`.
     boundary: balanced binary cross-entropy of the edge head.
     attention: cross-entropy on pixels that the edge head takes for boundaries.
+    inverseform: distance between predicted and true boundaries.
     auxiliary: all of these on the auxiliary outputs, times this.
+    scales: cross-entropy of the answer at each scale by itself, each times this; NVIDIA's
+      recipe for hierarchical multi-scale attention.
 
   Raises:
     ValueError: on construction, if a weight is negative.
@@ -30,7 +41,9 @@ class LossWeights:
   segmentation: float = 1.0
   boundary: float = 0.3
   attention: float = 0.1
+  inverseform: float = 0.3
   auxiliary: float = 0.4
+  scales: float = 0.05
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
@@ -39,60 +52,105 @@ class LossWeights:
 
 
 def joint_loss(
-  outputs: Mapping[str, jax.Array],
+  outputs: Mapping[str, jax.Array | Mapping[float, jax.Array]],
   labels: jax.Array,
   *,
   weights: LossWeights,
+  segmentation: str = 'cross_entropy',
   boundary_radius: int = 2,
+  inverse_net: InverseNet | None = None,
+  tile_rows: int = 3,
+  tile_columns: int | None = None,
+  distance: str = 'euclidean',
   axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The total loss of a training step and its terms.
 
-  Terms whose output the model does not have are left out, and edge terms of weight 0.
+  Terms whose output the model does not have are left out, and those of weight 0 beside the
+  segmentation.
 
   Args:
-    outputs: of a model in training: 'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits'.
-    labels: integer [B, H, W]; values outside 0 .. K - 1 are ignored, which for the boundary term
-      means that they are no boundary.
+    outputs: of a model in training: 'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits',
+      and by scale 'scale_logits'.
+    labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing in any term.
     weights: of the terms.
+    segmentation: 'cross_entropy' (class-weighted), 'ohem' (hard pixels) or 'rmi' (regions).
     boundary_radius: pixels, of the boundary maps made from the labels.
+    inverse_net: of `inverseform`; None leaves the term out.
+    tile_rows: of `inverseform`.
+    tile_columns: of `inverseform`.
+    distance: of `inverseform`, 'euclidean' or 'geodesic'.
     axis_name: of the devices that hold the rest of the batch.
   Returns:
     (total, terms): this device's share of the total, float32 (the sum over devices is the loss of
     the whole batch, so that gradients are summed, too), and this device's share of each term's
-    unweighted mean.
+    unweighted mean; those of the auxiliary outputs start with 'aux_', those by scale read
+    'scale_0.5'. A term that finds nothing to count is 0.
+  Raises:
+    ValueError: at trace time, for an unknown segmentation loss or distance (the nearest is
+      proposed), or shapes that do not fit.
   """
-  terms = _terms(
-    outputs['logits'], outputs.get('edge_logits'), labels, weights, boundary_radius, axis_name
-  )
-  if weights.auxiliary and 'aux_logits' in outputs:
-    auxiliary = _terms(
-      outputs['aux_logits'],
-      outputs.get('aux_edge_logits'),
-      labels,
-      weights,
-      boundary_radius,
-      axis_name,
+  _check_choice('segmentation loss', segmentation, SEGMENTATION_LOSSES)
+  _check_choice('distance', distance, DISTANCES)
+  num_classes = outputs['logits'].shape[-1]
+  edges = boundary_map(labels, radius=boundary_radius, num_classes=num_classes)
+  labelled = ((labels >= 0) & (labels < num_classes))[..., None]
+  inverse_fn = None
+  if inverse_net is not None and weights.inverseform:
+    inverse_fn = functools.partial(
+      inverseform,
+      inverse_net=inverse_net,
+      tile_rows=tile_rows,
+      tile_columns=tile_columns,
+      distance=distance,
     )
+  terms_of = functools.partial(
+    _terms,
+    labels=labels,
+    edges=edges,
+    labelled=labelled,
+    weights=weights,
+    segmentation_fn=SEGMENTATION_LOSSES[segmentation],
+    inverse_fn=inverse_fn,
+    axis_name=axis_name,
+  )
+  terms = terms_of(outputs['logits'], outputs.get('edge_logits'))
+  if weights.auxiliary and 'aux_logits' in outputs:
+    auxiliary = terms_of(outputs['aux_logits'], outputs.get('aux_edge_logits'))
     terms |= {f'aux_{name}': (weights.auxiliary * w, pair) for name, (w, pair) in auxiliary.items()}
+  if weights.scales:
+    for scale, logits in outputs.get('scale_logits', {}).items():
+      terms[f'scale_{scale}'] = weights.scales, cross_entropy(logits, labels, axis_name=axis_name)
   shares = {name: _share(pair, axis_name) for name, (_, pair) in terms.items()}
   total = sum(weight * shares[name] for name, (weight, _) in terms.items())
   return total, shares
 
 
-def _terms(logits, edge_logits, labels, weights, boundary_radius, axis_name):
-  """Name -> (weight, (sum, count))."""
-  terms = {
-    'segmentation': (weights.segmentation, cross_entropy(logits, labels, axis_name=axis_name))
-  }
+def _terms(
+  logits: jax.Array,
+  edge_logits: jax.Array | None,
+  *,
+  labels: jax.Array,
+  edges: jax.Array,
+  labelled: jax.Array,
+  weights: LossWeights,
+  segmentation_fn: Callable[..., SumAndCount],
+  inverse_fn: Callable[..., SumAndCount] | None,
+  axis_name: str | None,
+) -> dict[str, tuple[float, SumAndCount]]:
+  """Name -> (weight, (sum, count)) of one pair of outputs."""
+  segmentation = segmentation_fn(logits, labels, axis_name=axis_name)
+  terms = {'segmentation': (weights.segmentation, segmentation)}
   if edge_logits is None:
     return terms
   if weights.boundary:
-    edges = boundary_map(labels, radius=boundary_radius, num_classes=logits.shape[-1])
-    terms['boundary'] = weights.boundary, boundary_bce(edge_logits, edges, axis_name=axis_name)
+    boundary = boundary_bce(edge_logits, edges, valid=labelled, axis_name=axis_name)
+    terms['boundary'] = weights.boundary, boundary
   if weights.attention:
     attention = edge_attention(logits, labels, edge_logits, axis_name=axis_name)
     terms['attention'] = weights.attention, attention
+  if inverse_fn is not None:
+    terms['inverseform'] = weights.inverseform, inverse_fn(edge_logits, edges, valid=labelled)
   return terms
 
 
@@ -101,4 +159,11 @@ def _share(pair: SumAndCount, axis_name: str | None) -> jax.Array:
   total, count = pair
   if axis_name is not None:
     count = jax.lax.psum(count, axis_name)
-  return total / count
+  return total / jnp.maximum(count, 1)
+
+
+def _check_choice(kind: str, name: str, choices: Mapping[str, Callable]) -> None:
+  if name not in choices:
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    raise ValueError(f'unknown {kind} {name!r}; there are {", ".join(choices)}.{hint}')

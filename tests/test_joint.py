@@ -1,0 +1,240 @@
+"""The weighted sum of all losses, in every combination of outputs and choices."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from if_jax.losses import (
+  LossWeights,
+  boundary_bce,
+  cross_entropy,
+  edge_attention,
+  inverseform,
+  joint_loss,
+  ohem_cross_entropy,
+  rmi,
+)
+from if_jax.ops.boundaries import boundary_map
+
+SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
+GRID = {'tile_rows': 1, 'tile_columns': 2}
+
+# Runs slower and compiles in a third of the time, which is what counts here.
+fast_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def _inverse_net(prediction, target):
+  """Stands in for the network: differences of moments, [N, 4]."""
+  ramp = jnp.linspace(-1, 1, prediction.shape[1])
+  difference = (prediction - target)[..., 0]
+  profiles = jnp.mean(difference, 1), jnp.mean(difference, 2)
+  return jnp.stack(
+    [jnp.mean(profile * ramp**power, -1) for profile in profiles for power in (1, 2)], -1
+  )
+
+
+def _labels(seed=0):
+  """int32 [2, 16, 24] in 0 .. 3, in blocks, a corner ignored."""
+  blocks = np.random.RandomState(seed).randint(0, 4, (2, 4, 4))
+  labels = np.kron(blocks, np.ones((1, 4, 6), int))
+  labels[:, :5, :7] = 255
+  return jnp.asarray(labels, jnp.int32)
+
+
+def _outputs(*names, scales=()):
+  rng = np.random.RandomState(1)
+
+  def draw(channels):
+    return jnp.asarray(2 * rng.standard_normal((2, 16, 24, channels)), jnp.float32)
+
+  outputs = {name: draw(1 if 'edge' in name else 4) for name in ('logits', *names)}
+  if scales:
+    outputs['scale_logits'] = {scale: draw(4) for scale in scales}
+  return outputs
+
+
+def _joint(**options):
+  """`joint_loss` as a function of outputs and labels."""
+  options = {'weights': LossWeights(), 'inverse_net': _inverse_net, **GRID} | options
+  return functools.partial(joint_loss, **options)
+
+
+@functools.cache
+def _value_and_grad(segmentation, distance='euclidean'):
+  """The same with gradients, compiled once; called with `_everything` alone."""
+  loss = _joint(segmentation=segmentation, distance=distance)
+  return fast_jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def _everything():
+  return _outputs('edge_logits', 'aux_logits', 'aux_edge_logits', scales=(0.5, 1.0))
+
+
+def _means(outputs, labels):
+  """Every term by its own loss."""
+  edges, valid = boundary_map(labels, num_classes=4), (labels < 4)[..., None]
+  pairs = {}
+  for prefix in ('', 'aux_'):
+    logits, edge_logits = outputs[f'{prefix}logits'], outputs[f'{prefix}edge_logits']
+    pairs |= {
+      f'{prefix}segmentation': cross_entropy(logits, labels),
+      f'{prefix}boundary': boundary_bce(edge_logits, edges, valid=valid),
+      f'{prefix}attention': edge_attention(logits, labels, edge_logits),
+      f'{prefix}inverseform': inverseform(edge_logits, edges, _inverse_net, valid=valid, **GRID),
+    }
+  for scale, logits in outputs['scale_logits'].items():
+    pairs[f'scale_{scale}'] = cross_entropy(logits, labels)
+  return {name: total / count for name, (total, count) in pairs.items()}
+
+
+def test_terms_are_the_losses_and_the_total_their_weighted_sum():
+  inputs = _everything(), _labels()
+  (total, terms), _ = _value_and_grad('cross_entropy')(*inputs)
+  means = fast_jit(_means)(*inputs)
+  assert set(means) == set(terms)
+  for name, mean in means.items():
+    np.testing.assert_allclose(terms[name], mean, rtol=1e-6)
+  main, aux = (
+    means[f'{prefix}segmentation']
+    + 0.3 * means[f'{prefix}boundary']
+    + 0.1 * means[f'{prefix}attention']
+    + 0.3 * means[f'{prefix}inverseform']
+    for prefix in ('', 'aux_')
+  )
+  scales = 0.05 * (means['scale_0.5'] + means['scale_1.0'])
+  np.testing.assert_allclose(total, main + 0.4 * aux + scales, rtol=1e-6)
+
+
+@pytest.mark.parametrize(('name', 'loss_fn'), SEGMENTATION_LOSSES.items())
+def test_without_edges_the_segmentation_term_is_all(name, loss_fn):
+  outputs, labels = _outputs(), _labels()
+
+  def both(outputs):
+    return _joint(segmentation=name)(outputs, labels), loss_fn(outputs['logits'], labels)
+
+  (joint, terms), (total, count) = fast_jit(both)(outputs)
+  assert list(terms) == ['segmentation']
+  np.testing.assert_allclose(joint, total / count, rtol=1e-6)
+
+
+COMBINATIONS = list(
+  itertools.product(
+    ((), ('edge_logits',)),
+    ((), ('aux_logits',), ('aux_logits', 'aux_edge_logits')),
+    ((), (0.5, 1.0)),
+  )
+)
+
+
+@pytest.mark.parametrize('distance', ['euclidean', 'geodesic'])
+@pytest.mark.parametrize('segmentation', SEGMENTATION_LOSSES)
+def test_every_combination_of_outputs_has_its_terms(segmentation, distance):
+  edge_terms = ('segmentation', 'boundary', 'attention', 'inverseform')
+  loss = _joint(segmentation=segmentation, distance=distance)
+  for main, aux, scales in COMBINATIONS:
+    _, terms = jax.eval_shape(loss, _outputs(*main, *aux, scales=scales), _labels())
+    expected = set(edge_terms if main else edge_terms[:1])
+    if aux:
+      of_aux = edge_terms if 'aux_edge_logits' in aux else edge_terms[:1]
+      expected |= {f'aux_{term}' for term in of_aux}
+    assert set(terms) == expected | {f'scale_{scale}' for scale in scales}
+
+
+@pytest.mark.parametrize(
+  ('segmentation', 'distance'),
+  [('cross_entropy', 'euclidean'), ('ohem', 'geodesic'), ('rmi', 'euclidean')],
+)
+def test_every_output_learns(segmentation, distance):
+  _, gradients = _value_and_grad(segmentation, distance)(_everything(), _labels())
+  for gradient in jax.tree.leaves(gradients):
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize(
+  ('weight', 'term'),
+  [
+    ('boundary', 'boundary'),
+    ('attention', 'attention'),
+    ('inverseform', 'inverseform'),
+    ('auxiliary', 'aux_segmentation'),
+    ('scales', 'scale_0.5'),
+  ],
+)
+def test_a_weight_of_zero_leaves_its_term_out(weight, term):
+  inputs = _outputs('edge_logits', 'aux_logits', scales=(0.5,)), _labels()
+  assert term in jax.eval_shape(_joint(), *inputs)[1]
+  assert term not in jax.eval_shape(_joint(weights=LossWeights(**{weight: 0.0})), *inputs)[1]
+
+
+def test_without_a_network_there_is_no_inverseform():
+  loss = _joint(inverse_net=None)
+  _, terms = jax.eval_shape(loss, _outputs('edge_logits'), _labels())
+  assert set(terms) == {'segmentation', 'boundary', 'attention'}
+
+
+def test_edge_logits_of_ignored_pixels_do_not_matter():
+  """Neither padding nor void is trained as `no boundary`."""
+  outputs, labels = _everything(), _labels()
+  value_and_grad = _value_and_grad('cross_entropy')
+  (value, _), gradients = value_and_grad(outputs, labels)
+  ignored = (labels == 255)[..., None]
+  np.testing.assert_array_equal(gradients['edge_logits'] == 0, ignored)
+  other = outputs | {'edge_logits': jnp.where(ignored, 9.0, outputs['edge_logits'])}
+  np.testing.assert_allclose(value_and_grad(other, labels)[0][0], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('segmentation', 'make_outputs'), [('cross_entropy', _everything), ('rmi', _outputs)]
+)
+def test_shares_of_devices_add_up_to_the_whole(segmentation, make_outputs):
+  """The second device has other classes, fewer labels, and no boundary."""
+  outputs = make_outputs()
+  labels = _labels().at[1].set(255).at[1, 2:, 9:].set(3)
+  of_one = _joint(segmentation=segmentation)
+  of_two = jax.vmap(_joint(segmentation=segmentation, axis_name='devices'), axis_name='devices')
+  per_device = jax.tree.map(lambda x: x[:, None], (outputs, labels))
+  shares, whole = fast_jit(lambda: (of_two(*per_device), of_one(outputs, labels)))()
+  jax.tree.map(
+    lambda share, value: np.testing.assert_allclose(jnp.sum(share), value, rtol=1e-5), shares, whole
+  )
+
+
+def test_nothing_to_count_is_zero_and_not_nan():
+  """No label anywhere: no class, no boundary, no hard pixel."""
+  labels = jnp.full_like(_labels(), 255)
+  (total, terms), gradients = _value_and_grad('ohem', 'geodesic')(_everything(), labels)
+  assert float(total) == 0
+  assert all(float(term) == 0 for term in terms.values())
+  for gradient in jax.tree.leaves(gradients):
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_jit_equals_eager():
+  loss, inputs = _joint(inverse_net=None), (_outputs('edge_logits'), _labels())
+  jax.tree.map(
+    lambda jitted, eager: np.testing.assert_allclose(jitted, eager, rtol=1e-5),
+    fast_jit(loss)(*inputs),
+    loss(*inputs),
+  )
+
+
+@pytest.mark.parametrize(
+  ('choice', 'message'),
+  [
+    ({'segmentation': 'cross-entropy'}, "segmentation loss 'cross-entropy'.*'cross_entropy'"),
+    ({'distance': 'euclidian'}, "distance 'euclidian'.*'euclidean'"),
+  ],
+)
+def test_the_nearest_choice_is_proposed(choice, message):
+  with pytest.raises(ValueError, match=message):
+    _joint(**choice)(_outputs(), _labels())
+
+
+def test_negative_weights_are_told():
+  with pytest.raises(ValueError, match=r'loss inverseform is -0\.1; give 0 or more'):
+    LossWeights(inverseform=-0.1)
