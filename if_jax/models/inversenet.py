@@ -1,9 +1,109 @@
 """Inverse-transformation networks: two boundary maps to the transform between them."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+
+from if_jax.ops.transforms import displacement_basis, transform_points
+
+# A GPU would round positions to three digits.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+# The pixels of a tile that one cell of the feature map stands for, along each axis.
+CELL = 8
+
+
+class InverseMatcher(nn.Module):
+  """Matches the cells of both maps, and fits the transform to the matches by least squares.
+
+  Convolutions turn each map into a grid of features, a cell for 8 x 8 pixels. Each cell of the
+  prediction is compared with all cells of the target; a softmax gives the mean and the covariance
+  of its place there, so that a cell on a straight line knows where it is across the line but not
+  along it. The transform is the least-squares fit to these places, each weighted by its precision
+  and by the confidence that the cell has a counterpart at all. A few rounds, each looking for the
+  counterparts in a narrower neighbourhood of where the last transform put them, make it exact.
+
+  Nothing but small features is learned: 42 thousand weights. Without matches the fit is the
+  identity, so that empty tiles give 0.
+
+  Attributes:
+    num_outputs: P, 4, 6 or 8 transform parameters, see `if_jax.ops.transforms`.
+    width: channels of the convolutions.
+    num_features: channels that are compared.
+    gates: standard deviation of the neighbourhood in each round at first, in cells of a tile of
+      224; learned.
+  """
+
+  num_outputs: int = 4
+  width: int = 48
+  num_features: int = 32
+  gates: tuple[float, ...] = (8.0, 4.0, 2.5, 2.0)
+
+  @nn.compact
+  def __call__(
+    self, prediction: jax.Array, target: jax.Array, *, every_round: bool = False
+  ) -> jax.Array:
+    """Estimates the transform between tiles: `prediction` = warp(`target`, transform).
+
+    Args:
+      prediction: float32 [N, T, T, 1] in [0, 1], predicted boundary probability; T a multiple of
+        16, 224 in the weights that come with the package.
+      target: float32 [N, T, T, 1] in [0, 1], true boundaries.
+      every_round: give the estimates of all rounds, which training supervises.
+    Returns:
+      float32 [N, num_outputs], or [rounds, N, num_outputs].
+    Raises:
+      ValueError: at trace time, for a tile size that does not fit.
+    """
+    if prediction.shape != target.shape or any(n % (2 * CELL) for n in target.shape[1:3]):
+      raise ValueError(
+        f'prediction and target must both be [N, T, T, 1] with T a multiple of {2 * CELL}, got '
+        f'{prediction.shape} and {target.shape}'
+      )
+    features = self._features(jnp.concatenate([prediction, target]))
+    points = _cell_centres(features.shape[1:3])
+    # Every other cell of the prediction, along both axes, is enough to fit to.
+    queries, keys = jnp.split(features, 2)
+    queries = rearrange(queries[:, ::2, ::2], 'n h w c -> n (h w) c')
+    keys = rearrange(keys, 'n h w c -> n (h w) c')
+    query_points = rearrange(points[::2, ::2], 'h w d -> (h w) d')
+    points = rearrange(points, 'h w d -> (h w) d')
+
+    def scalar(name, value):
+      return jnp.exp(self.param(f'log_{name}', nn.initializers.constant(jnp.log(value)), ()))
+
+    confidence = jnp.exp(nn.Dense(1, kernel_init=nn.initializers.zeros, name='confidence')(queries))
+    temperature = scalar('temperature', self.num_features**0.5 / 2.7)
+    gates = jnp.exp(self.param('log_gates', lambda _: jnp.log(jnp.array(self.gates) / 14)))
+    unmatched = self.param('unmatched', nn.initializers.zeros, (len(self.gates),))
+    blur, prior = scalar('blur', 0.4), scalar('prior', 1.0)
+
+    estimate = jnp.zeros((target.shape[0], self.num_outputs))
+    estimates = []
+    for gate, threshold in zip(gates, unmatched, strict=True):
+      centres = transform_points(estimate, query_points)
+      mean, covariance, log_mass = _match(queries / temperature, keys, centres, points, gate)
+      # In cells, like everything learned about accuracy.
+      cell_area = (2 * CELL / target.shape[1]) ** 2
+      precision = _inverse(covariance / cell_area + blur * jnp.eye(2))
+      weight = confidence[..., 0] * nn.sigmoid(log_mass - threshold)
+      estimate = _fit(
+        query_points, mean, precision * weight[..., None, None], prior, self.num_outputs
+      )
+      estimates.append(estimate)
+    return jnp.stack(estimates) if every_round else estimate
+
+  def _features(self, maps):
+    """[N, T, T, 1] to [N, T / 8, T / 8, num_features]."""
+    # Blocks of pixels as channels: convolutions of one channel are slow everywhere.
+    x = rearrange(maps, 'n (h a) (w b) 1 -> n h w (a b)', a=CELL // 2, b=CELL // 2)
+    x = nn.relu(nn.Conv(self.width, (3, 3), strides=2, padding=1, name='down')(x))
+    x = nn.relu(nn.Conv(self.width, (3, 3), padding=1, name='context')(x))
+    return nn.Conv(self.num_features, (3, 3), padding=1, use_bias=False, name='features')(x)
 
 
 class InverseMLP(nn.Module):
@@ -21,12 +121,15 @@ class InverseMLP(nn.Module):
   hidden: tuple[int, ...] = (1000, 32)
 
   @nn.compact
-  def __call__(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+  def __call__(
+    self, prediction: jax.Array, target: jax.Array, *, every_round: bool = False
+  ) -> jax.Array:
     """Estimates the transform between tiles.
 
     Args:
       prediction: float32 [N, 224, 224, 1] in [0, 1], predicted boundary probability.
       target: float32 [N, 224, 224, 1] in [0, 1], true boundaries.
+      every_round: as in `InverseMatcher`; this network has one.
     Returns:
       float32 [N, num_outputs].
     """
@@ -34,4 +137,74 @@ class InverseMLP(nn.Module):
     x = rearrange(tiles, 'n h w c -> n (c h w)')
     for i, width in enumerate(self.hidden):
       x = nn.relu(nn.Dense(width, name=f'hidden{i}')(x))
-    return nn.Dense(self.num_outputs, name='out')(x)
+    x = nn.Dense(self.num_outputs, name='out')(x)
+    return x[None] if every_round else x
+
+
+# The name on a weight folder's card -> architecture.
+INVERSE_NETS: dict[str, Callable[..., nn.Module]] = {
+  'matcher': InverseMatcher,
+  'mlp': InverseMLP,
+}
+
+
+def _match(queries, keys, centres, points, gate):
+  """Where each query's counterpart is: mean [N, Q, 2], covariance [N, Q, 2, 2], log of its mass.
+
+  The mass is what matches within the gate, a Gaussian of standard deviation `gate` about
+  `centres` [N, Q, 2], as a density per cell.
+  """
+  # exp(-|point - centre|^2 / (2 gate^2)) as part of the product; what all keys share cancels.
+  num_tiles = queries.shape[0]
+  queries = jnp.concatenate([queries, centres / gate**2], axis=-1)
+  places = jnp.broadcast_to(points, (num_tiles, *points.shape))
+  keys = jnp.concatenate([keys, places], axis=-1)
+  bias = -jnp.sum(points**2, axis=-1) / (2 * gate**2)
+  scores = _einsum('nqc,nkc->nqk', queries, keys) + bias
+  largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  weights = jnp.exp(scores - largest)
+  x, y = points.T
+  moments = _einsum(
+    'nqk,km->nqm', weights, jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+  )
+  mass = moments[..., 0]
+  mean_x, mean_y, xx, xy, yy = jnp.moveaxis(moments[..., 1:] / mass[..., None], -1, 0)
+  mean = jnp.stack([mean_x, mean_y], axis=-1)
+  xx, xy, yy = xx - mean_x**2, xy - mean_x * mean_y, yy - mean_y**2
+  covariance = jnp.stack([jnp.stack([xx, xy], -1), jnp.stack([xy, yy], -1)], -2)
+  gate_in_cells = gate * jnp.sqrt(points.shape[0]) / 2
+  log_mass = (
+    jnp.log(mass)
+    + largest[..., 0]
+    - jnp.sum(centres**2, axis=-1) / (2 * gate**2)
+    - jnp.log(2 * jnp.pi * gate_in_cells**2)
+  )
+  return mean, covariance, log_mass
+
+
+def _fit(points, matches, precision, prior, num_outputs):
+  """The transform that takes points [Q, 2] nearest to their matches [N, Q, 2]."""
+  basis = displacement_basis(points, matches, num_outputs)
+  weighted = _einsum('nqdp,nqde->nqpe', basis, precision)
+  normal = _einsum('nqpe,nqer->npr', weighted, basis) + prior * jnp.eye(num_outputs)
+  right = _einsum('nqpe,nqe->np', weighted, matches - points)
+  solution = jnp.linalg.solve(normal, right[..., None])[..., 0]
+  if num_outputs == 4:
+    shift, scale = jnp.split(solution, 2, axis=-1)
+    return jnp.concatenate([shift, jnp.log(jnp.clip(1 + scale, 0.3, 3.0))], axis=-1)
+  return solution
+
+
+def _inverse(matrix):
+  """The inverses of symmetric, positive [..., 2, 2]."""
+  a, b, c = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 1]
+  determinant = jnp.maximum(a * c - b * b, 1e-4)
+  rows = jnp.stack([jnp.stack([c, -b], -1), jnp.stack([-b, a], -1)], -2)
+  return rows / determinant[..., None, None]
+
+
+def _cell_centres(size):
+  """[h, w, 2]: x and y in [-1, 1] of the centres of cells."""
+  height, width = size
+  y, x = (2 * jnp.arange(n, dtype=jnp.float32) / n + 1 / n - 1 for n in (height, width))
+  return jnp.stack(jnp.meshgrid(x, y), axis=-1)

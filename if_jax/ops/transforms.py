@@ -68,6 +68,50 @@ def parameters_from_matrix(matrix: jax.Array, num_parameters: int) -> jax.Array:
   return (matrix - jnp.eye(3, dtype=matrix.dtype)).reshape(-1, 9)[:, :num_parameters]
 
 
+def transform_points(parameters: jax.Array, points: jax.Array) -> jax.Array:
+  """Where transforms take points.
+
+  Args:
+    parameters: float [N, P], as in `matrix_from_parameters`.
+    points: float [Q, 2], x and y.
+  Returns:
+    float [N, Q, 2]. Points that a homography takes behind the horizon are kept before it.
+  """
+  matrix = matrix_from_parameters(parameters)
+  homogeneous = jnp.concatenate([points, jnp.ones_like(points[:, :1])], axis=-1)
+  moved = _einsum('nij,qj->nqi', matrix, homogeneous)
+  return moved[..., :2] / jnp.maximum(moved[..., 2:], 0.1)
+
+
+def displacement_basis(points: jax.Array, images: jax.Array, num_parameters: int) -> jax.Array:
+  """How far each parameter displaces points: displacement = basis @ parameters.
+
+  Exact for 6 and 8 parameters; for 4 the scales stand in the place of their logarithms, less 1.
+
+  Args:
+    points: float [Q, 2], x and y.
+    images: float [N, Q, 2], where the points go, which the division of a homography needs; the
+      points themselves give the displacements by a small transform.
+    num_parameters: P.
+  Returns:
+    float [N, Q, 2, P].
+  """
+  _check_count(num_parameters)
+  x, y = jnp.broadcast_arrays(points[:, 0], points[:, 1], images[..., 0])[:2]
+  zero, one = jnp.zeros_like(x), jnp.ones_like(x)
+  if num_parameters == 4:
+    rows = [one, zero, x, zero], [zero, one, zero, y]
+  else:
+    rows = [x, y, one, zero, zero, zero], [zero, zero, zero, x, y, one]
+  if num_parameters == 8:
+    image_x, image_y = images[..., 0], images[..., 1]
+    rows = (
+      [*rows[0], -x * image_x, -y * image_x],
+      [*rows[1], -x * image_y, -y * image_y],
+    )
+  return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 @jax.custom_jvp
 def nearest_rotation(matrix: jax.Array) -> jax.Array:
   """The rotation nearest to each matrix by the sum of squared differences.

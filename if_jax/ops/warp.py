@@ -38,7 +38,9 @@ def affine_warp(image: jax.Array, theta: jax.Array) -> jax.Array:
   return grid_sample(image, _transformed_centres(theta, image.shape[1:3]))
 
 
-def homography_warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
+def homography_warp(
+  image: jax.Array, matrix: jax.Array, size: tuple[int, int] | None = None
+) -> jax.Array:
   """Warps images by homographies, bilinearly, with zeros outside.
 
   Args:
@@ -47,8 +49,9 @@ def homography_warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
       has them: where (x', y', w) = matrix (x, y, 1), the output at (x, y) is the input at
       (x' / w, y' / w). Where w is not above 0.001, at and behind the horizon, there is nothing
       to see: the output is 0, and so is its gradient.
+    size: (height, width) of what comes out, pixels; None: the image's.
   Returns:
-    float [B, H, W, C]: the warped images.
+    float [B, *size, C]: the warped images.
   Raises:
     ValueError: at trace time, if the shapes do not fit.
   Example:
@@ -62,7 +65,7 @@ def homography_warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
     raise ValueError(
       f'image must be [B, H, W, C] and matrix [B, 3, 3], got {image.shape} and {matrix.shape}'
     )
-  points = _transformed_centres(matrix, image.shape[1:3])
+  points = _transformed_centres(matrix, size or image.shape[1:3])
   position, depth = points[..., :2], points[..., 2:]
   visible = depth > 1e-3
   # Dividing by 1 where nothing is seen keeps the gradient of what is not used finite.

@@ -1,0 +1,195 @@
+"""Pairs of boundary tiles whose transform is known: what inverse networks learn from."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.data.labels import IGNORE
+from if_jax.ops.boundaries import boundary_map
+from if_jax.ops.transforms import matrix_from_parameters
+from if_jax.ops.warp import homography_warp
+
+# Sides of a label crop, pixels: a tile shows from a third of it to four fifths.
+CROP_SIZE = 320
+_ZOOMS = (0.32, 0.8)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSettings:
+  """What pairs are drawn.
+
+  Attributes:
+    num_parameters: P, of the transform: 4, 6 or 8, see `if_jax.ops.transforms`.
+    tile_size: T, pixels of a tile's side.
+    boundary_radius: pixels of the label map.
+    max_shift: half tiles; 26 of 224 pixels are 0.232.
+    max_scale: largest logarithm of a scale, and off-diagonal entry of an affine matrix.
+    max_perspective: largest entry of a homography's last row.
+    identity: share of pairs whose transform is the identity; a further quarter have a small one.
+    clean: share of pairs whose prediction is the warped truth itself.
+
+  Raises:
+    ValueError: on construction, if a value is out of range.
+  """
+
+  num_parameters: int = 4
+  tile_size: int = 224
+  boundary_radius: int = 2
+  max_shift: float = 0.232
+  max_scale: float = 0.22
+  max_perspective: float = 0.1
+  identity: float = 0.1
+  clean: float = 0.25
+
+  def __post_init__(self):
+    for name in ('max_shift', 'max_scale', 'max_perspective', 'identity', 'clean'):
+      value = getattr(self, name)
+      if not 0 <= value <= 1:
+        raise ValueError(f'{name} is {value}; give a number from 0 to 1')
+
+
+def label_crops(
+  label_maps: list[np.ndarray], num_crops: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Cuts squares at random places and sizes out of label maps, mirrored half of the time.
+
+  Args:
+    label_maps: uint8 [H, W] each, train ids, 255 ignored.
+    num_crops: B.
+    rng: draws everything.
+  Returns:
+    uint8 [B, CROP_SIZE, CROP_SIZE]; what lies outside of the map is ignored.
+  """
+  crops = np.full((num_crops, CROP_SIZE, CROP_SIZE), IGNORE, np.uint8)
+  for crop in crops:
+    label_map = label_maps[rng.integers(len(label_maps))]
+    enlargement = rng.uniform(0.8, 2.0)
+    inside, indices = [], []
+    for length in label_map.shape:
+      # A fifth of the crop may lie outside of the map, on either side.
+      margin = CROP_SIZE // 5
+      start = rng.integers(-margin, max(1, int(length * enlargement) - CROP_SIZE + margin))
+      index = np.floor((np.arange(CROP_SIZE) + start + 0.5) / enlargement).astype(int)
+      inside.append((index >= 0) & (index < length))
+      indices.append(index[inside[-1]])
+    crop[np.ix_(*inside)] = label_map[np.ix_(*indices)]
+    if rng.random() < 0.5:
+      crop[:] = crop[:, ::-1].copy()
+  return crops
+
+
+def draw_pairs(
+  rng: jax.Array, labels: jax.Array, settings: PairSettings
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws a pair of tiles from each label crop.
+
+  The target is a tile of the boundary map. The prediction is the same map seen through a random
+  transform; what moves in from outside the tile is there in half of the pairs and empty in the
+  others. Most predictions are then made to look as networks predict them (`corrupt`).
+
+  Args:
+    rng: key.
+    labels: integer [B, S, S], of `label_crops`.
+    settings: of the pairs.
+  Returns:
+    prediction and target, float32 [B, T, T, 1] in [0, 1], and parameters float32 [B, P] with
+    prediction = warp(target, parameters).
+  """
+  keys = jax.random.split(rng, 5)
+  num_pairs, size = labels.shape[0], (settings.tile_size, settings.tile_size)
+  # All ids that label sets use are classes; 255 is not.
+  edges = boundary_map(
+    labels.astype(jnp.int32), radius=settings.boundary_radius, num_classes=IGNORE
+  )
+  place = _draw_places(keys[0], num_pairs)
+  parameters = draw_parameters(keys[1], num_pairs, settings)
+  matrix = matrix_from_parameters(parameters)
+  target = homography_warp(edges, place, size)
+  prediction = homography_warp(edges, place @ matrix, size)
+  inside = homography_warp(jnp.ones_like(target), matrix) > 0.5
+  whole, clean = (
+    jax.random.bernoulli(key, share, (num_pairs, 1, 1, 1))
+    for key, share in zip(keys[2:4], (0.5, settings.clean), strict=True)
+  )
+  prediction = jnp.where(whole | inside, prediction, 0)
+  dirty = corrupt(keys[4], prediction, jnp.roll(target, 1, axis=0))
+  return jnp.where(clean, prediction, dirty), target, parameters
+
+
+def draw_parameters(rng: jax.Array, num_pairs: int, settings: PairSettings) -> jax.Array:
+  """Draws transform parameters [num_pairs, P], uniform within the ranges of the settings."""
+  shift, scale = settings.max_shift, settings.max_scale
+  limits = {
+    4: [shift, shift, scale, scale],
+    6: 2 * [scale, scale, shift],
+    8: [*2 * [scale, scale, shift], *2 * [settings.max_perspective]],
+  }[settings.num_parameters]
+  keys = jax.random.split(rng)
+  parameters = jax.random.uniform(keys[0], (num_pairs, len(limits)), minval=-1) * jnp.array(limits)
+  kind = jax.random.uniform(keys[1], (num_pairs, 1))
+  size = jnp.where(kind < settings.identity, 0, jnp.where(kind < settings.identity + 0.25, 0.25, 1))
+  return parameters * size
+
+
+def corrupt(rng: jax.Array, edges: jax.Array, others: jax.Array) -> jax.Array:
+  """Makes boundary maps look as networks predict them.
+
+  Lines break off, parts of foreign lines appear, all are blurred and then thinned or thickened by
+  a threshold of random height and softness; their probability, the background and noise of two
+  widths vary.
+
+  Args:
+    rng: key.
+    edges: float32 [N, T, T, 1] in [0, 1].
+    others: as `edges`, where the foreign lines come from.
+  Returns:
+    float32 [N, T, T, 1] in [0, 1].
+  """
+  num_tiles = edges.shape[0]
+  keys = iter(jax.random.split(rng, 13))
+
+  def uniform(low, high):
+    return jax.random.uniform(next(keys), (num_tiles, 1, 1, 1), minval=low, maxval=high)
+
+  def patches(cells):
+    noise = jax.random.normal(next(keys), (num_tiles, cells, cells, 1))
+    return jax.image.resize(noise, edges.shape, 'linear')
+
+  kept = jax.nn.sigmoid(8 * (patches(10) + uniform(0.3, 2.5)))
+  foreign = jax.nn.sigmoid(8 * (patches(6) - uniform(0.8, 3.0)))
+  lines = jnp.maximum(edges * kept, others * foreign)
+  sigma = uniform(0.5, 3.5)
+  # The peak of a line some pixels wide falls with the blur; the factor makes up for it.
+  lines = gaussian_blur(lines, sigma[:, 0, 0, 0]) * (1 + 0.35 * sigma)
+  threshold, steepness = uniform(0.08, 0.5), uniform(4, 20)
+  lines = jax.nn.sigmoid(steepness * (lines - threshold)) - jax.nn.sigmoid(-steepness * threshold)
+  lines = lines * uniform(0.5, 1.0)
+  stains = patches(28) * uniform(0, 0.15)
+  grain = jax.random.normal(next(keys), edges.shape) * uniform(0, 0.1)
+  return jnp.clip(lines + stains + grain + uniform(-0.1, 0.1), 0, 1)
+
+
+def gaussian_blur(maps: jax.Array, sigma: jax.Array, *, radius: int = 9) -> jax.Array:
+  """Blurs each map [N, H, W, 1] by a Gaussian of its own sigma [N], pixels, cut off at `radius`."""
+  offsets = jnp.arange(-radius, radius + 1)
+  weights = jax.nn.softmax(-(offsets**2) / (2 * sigma[:, None] ** 2))[:, :, None, None, None]
+  for axis in (1, 2):
+    padding = [(0, 0)] * 4
+    padding[axis] = (radius, radius)
+    padded = jnp.pad(maps, padding)
+    length = maps.shape[axis]
+    maps = sum(
+      weights[:, i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+      for i in range(2 * radius + 1)
+    )
+  return maps
+
+
+def _draw_places(rng, num_places):
+  """Matrices [N, 3, 3] from a tile's coordinates to those of the crop."""
+  keys = jax.random.split(rng)
+  half = jax.random.uniform(keys[0], (num_places, 1), minval=_ZOOMS[0], maxval=_ZOOMS[1])
+  centre = jax.random.uniform(keys[1], (num_places, 2), minval=-1) * (1 - half)
+  return matrix_from_parameters(jnp.concatenate([centre, jnp.log(half), jnp.log(half)], axis=-1))
