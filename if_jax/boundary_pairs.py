@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from if_jax.data.labels import IGNORE
+from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map
 from if_jax.ops.transforms import matrix_from_parameters
 from if_jax.ops.warp import homography_warp
@@ -169,22 +170,6 @@ def corrupt(rng: jax.Array, edges: jax.Array, others: jax.Array) -> jax.Array:
   stains = patches(28) * uniform(0, 0.15)
   grain = jax.random.normal(next(keys), edges.shape) * uniform(0, 0.1)
   return jnp.clip(lines + stains + grain + uniform(-0.1, 0.1), 0, 1)
-
-
-def gaussian_blur(maps: jax.Array, sigma: jax.Array, *, radius: int = 9) -> jax.Array:
-  """Blurs each map [N, H, W, 1] by a Gaussian of its own sigma [N], pixels, cut off at `radius`."""
-  offsets = jnp.arange(-radius, radius + 1)
-  weights = jax.nn.softmax(-(offsets**2) / (2 * sigma[:, None] ** 2))[:, :, None, None, None]
-  for axis in (1, 2):
-    padding = [(0, 0)] * 4
-    padding[axis] = (radius, radius)
-    padded = jnp.pad(maps, padding)
-    length = maps.shape[axis]
-    maps = sum(
-      weights[:, i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
-      for i in range(2 * radius + 1)
-    )
-  return maps
 
 
 def _draw_places(rng, num_places):

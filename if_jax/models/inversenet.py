@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from if_jax.ops.transforms import displacement_basis, transform_points
+from if_jax.ops.warp import pixel_centres
 
 # A GPU would round positions to three digits.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -65,7 +66,7 @@ class InverseMatcher(nn.Module):
         f'{prediction.shape} and {target.shape}'
       )
     features = self._features(jnp.concatenate([prediction, target]))
-    points = _cell_centres(features.shape[1:3])
+    points = pixel_centres(features.shape[1:3])
     # Every other cell of the prediction, along both axes, is enough to fit to.
     queries, keys = jnp.split(features, 2)
     queries = rearrange(queries[:, ::2, ::2], 'n h w c -> n (h w) c')
@@ -201,10 +202,3 @@ def _inverse(matrix):
   determinant = jnp.maximum(a * c - b * b, 1e-4)
   rows = jnp.stack([jnp.stack([c, -b], -1), jnp.stack([-b, a], -1)], -2)
   return rows / determinant[..., None, None]
-
-
-def _cell_centres(size):
-  """[h, w, 2]: x and y in [-1, 1] of the centres of cells."""
-  height, width = size
-  y, x = (2 * jnp.arange(n, dtype=jnp.float32) / n + 1 / n - 1 for n in (height, width))
-  return jnp.stack(jnp.meshgrid(x, y), axis=-1)

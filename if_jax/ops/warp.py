@@ -104,11 +104,12 @@ def grid_sample(image: jax.Array, grid: jax.Array) -> jax.Array:
 
 def _transformed_centres(matrix: jax.Array, size: tuple[int, int]) -> jax.Array:
   """matrix (x, y, 1) of every pixel's centre, [B, H, W, K] for [B, K, 3]."""
-  x, y = jnp.meshgrid(_centres(size[1], matrix.dtype), _centres(size[0], matrix.dtype))
-  points = jnp.stack([x, y, jnp.ones_like(x)], -1)
+  points = pixel_centres(size).astype(matrix.dtype)
+  points = jnp.concatenate([points, jnp.ones_like(points[..., :1])], -1)
   return jnp.einsum('hwk,bck->bhwc', points, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def _centres(length: int, dtype) -> jax.Array:
-  """Coordinates in [-1, 1] of the centres of `length` pixels."""
-  return (2 * jnp.arange(length, dtype=dtype) + 1) / length - 1
+def pixel_centres(size: tuple[int, int]) -> jax.Array:
+  """Where pixels lie, float [H, W, 2]: x and y in [-1, 1], as `affine_warp` has them."""
+  y, x = ((2 * jnp.arange(length) + 1) / length - 1 for length in size)
+  return jnp.stack(jnp.meshgrid(x, y), axis=-1)
