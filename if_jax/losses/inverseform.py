@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from if_jax.losses.motion import keep_motion
 from if_jax.ops.resize import resize_bilinear
 from if_jax.ops.transforms import (
+  NUM_PARAMETERS,
   matrix_from_parameters,
   nearest_rotation,
   rotation_angle,
@@ -28,6 +30,7 @@ def inverseform(
   tile_columns: int | None = None,
   tile_size: int = 224,
   distance: str = 'euclidean',
+  gradient: str = 'motion',
   valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The distance from the identity of the transform between predicted and true boundaries.
@@ -45,12 +48,16 @@ def inverseform(
     tile_columns: tiles over the width; None: as many as keep them nearly square.
     tile_size: pixels of a tile's side as the network sees it.
     distance: 'euclidean', any P, or 'geodesic', P of 4, 6 or 8.
+    gradient: 'motion': only the part that moves the predicted boundaries as transforms of P
+      parameters do (homographies if P is none of 4, 6, 8), see `if_jax.losses.motion`; 'full':
+      also what changes the network's answer without moving anything.
     valid: bool [B, H, W, 1]; both maps are 0 where it is False. None: all pixels count.
   Returns:
     (total, count): float32 scalars; distances summed over the tiles with a true boundary (above
     0.5 in the tile that the network sees), and how many those are.
   Raises:
-    ValueError: at trace time, for shapes that do not fit, an unknown distance, an empty grid.
+    ValueError: at trace time, for shapes that do not fit, an unknown distance or gradient, an
+      empty grid.
   Example:
     >>> mean_difference = lambda prediction, target: jnp.mean(prediction - target, (1, 2))
     >>> edges = jnp.eye(8).reshape(1, 8, 8, 1)  # a diagonal: through two tiles of four
@@ -64,7 +71,8 @@ def inverseform(
   Differs: see `inverseform_as_released` and docs/deviations.md.
   """
   _check_maps(edge_logits, edges, valid)
-  distance_fn = _distance_fn(distance)
+  distance_fn = _choose('distance', distance, DISTANCES)
+  gradient_fn = _choose('gradient', gradient, _GRADIENTS)
   if tile_columns is None:
     tile_columns = max(1, round(tile_rows * edges.shape[2] / edges.shape[1]))
   probability = jax.nn.sigmoid(edge_logits.astype(jnp.float32))
@@ -73,7 +81,7 @@ def inverseform(
     probability, edges = jnp.where(valid, probability, 0), jnp.where(valid, edges, 0)
   prediction = cut_tiles(probability, tile_rows, tile_columns, tile_size)
   target = cut_tiles(edges, tile_rows, tile_columns, tile_size)
-  estimate = inverse_net(prediction, target)
+  estimate = inverse_net(gradient_fn(prediction, target, inverse_net), target)
   has_boundary = jnp.any(target > 0.5, axis=(1, 2, 3))
   distances = jnp.where(has_boundary, distance_fn(estimate), 0)
   return jnp.sum(distances), jnp.sum(has_boundary, dtype=jnp.float32)
@@ -190,12 +198,20 @@ def geodesic_distance(
 DISTANCES = {'euclidean': euclidean_distance, 'geodesic': geodesic_distance}
 
 
-def _distance_fn(name):
-  if name not in DISTANCES:
-    close = difflib.get_close_matches(name, DISTANCES, n=1)
+def _motion(prediction, target, inverse_net):
+  num_outputs = jax.eval_shape(inverse_net, prediction, target).shape[-1]
+  return keep_motion(prediction, num_outputs if num_outputs in NUM_PARAMETERS else 8)
+
+
+_GRADIENTS = {'motion': _motion, 'full': lambda prediction, *_: prediction}
+
+
+def _choose(kind, name, choices):
+  if name not in choices:
+    close = difflib.get_close_matches(name, choices, n=1)
     hint = f' Did you mean {close[0]!r}?' if close else ''
-    raise ValueError(f'unknown distance {name!r}; there are {", ".join(DISTANCES)}.{hint}')
-  return DISTANCES[name]
+    raise ValueError(f'unknown {kind} {name!r}; there are {", ".join(choices)}.{hint}')
+  return choices[name]
 
 
 def _check_maps(edge_logits, edges, valid=None):
