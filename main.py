@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from if_jax import cli
 
-MODES = ('train', 'evaluate', 'predict')
+MODES = ('train', 'evaluate', 'predict', 'train_inversenet')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration (configs/default.py); single keys by --config.KEY=VALUE.'
@@ -40,12 +40,21 @@ def main() -> int:
   except OSError:
     path = config_flags.get_config_filename(flags.FLAGS['config'])
     raise ValueError(f'no configuration file {path}; there are those in configs/') from None
+  if (mode == 'train_inversenet') != ('pairs' in config):
+    raise ValueError(
+      f'--mode={mode} does not go with this configuration: train_inversenet goes with '
+      'configs/inversenet.py and its like, the other modes with the rest of configs/'
+    )
 
   # Imported late: a mistake above is told at once, and these take seconds.
   if mode == 'train':
     from if_jax.train import train_and_evaluate
 
     train_and_evaluate(config, workdir)
+  elif mode == 'train_inversenet':
+    from if_jax.train_inversenet import train_inversenet
+
+    train_inversenet(config, workdir)
   elif mode == 'evaluate':
     from if_jax.evaluate import evaluate
 
@@ -62,5 +71,7 @@ def main() -> int:
 if __name__ == '__main__':
   if not any(re.match('--?config(=|$)', argument) for argument in sys.argv):
     # As the flag's default, it would be read, and wrong keys found, before errors are caught.
-    sys.argv.insert(1, f'--config={Path(__file__).parent / "configs" / "default.py"}')
+    mode = re.search('--?mode[= ]train_(inversenet)', ' '.join(sys.argv))
+    name = mode[1] if mode else 'default'
+    sys.argv.insert(1, f'--config={Path(__file__).parent / "configs" / f"{name}.py"}')
   cli.run(main)

@@ -73,7 +73,8 @@ def _to_pytorch(folder: Path, name: str, output: Path) -> None:
 
 def _card(name: str, variables: Mapping, source: dict[str, str]) -> dict:
   if name == 'inversenet':
-    return {'model': name, 'architecture': 'mlp', 'source': source}
+    layout = {'architecture': 'mlp', 'num_outputs': 4, 'tile_size': 224}
+    return {'model': name, **layout, 'source': source}
   if _BACKBONE.value:
     return {'model': name, 'part': 'backbone', 'source': source}
   params = variables['params']

@@ -31,7 +31,7 @@ def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[st
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   # The writer of safetensors stores a transposed array wrong, in silence.
-  tensors = {k: np.ascontiguousarray(v) for k, v in flatten_dict(variables, sep='/').items()}
+  tensors = {k: np.asarray(v, order='C') for k, v in flatten_dict(variables, sep='/').items()}
   unfinished = folder / f'.{WEIGHTS_FILE}.{os.getpid()}'
   try:
     # The card that counts is in the header of the tensors' file; the other is for people.

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 # Package or module -> what of if_jax it may import; a verb (train, evaluate, predict) any of it.
 ALLOWED = {
   'ops': {'ops'},
-  'models': {'models', 'ops'},
+  # A loss takes a trained inverse network, so that this one loads itself from a weight folder.
+  'models': {'models', 'ops', 'weights'},
   'losses': {'losses', 'ops'},
   'data': {'data'},
   'inference': {'ops'},

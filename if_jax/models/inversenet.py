@@ -1,15 +1,20 @@
 """Inverse-transformation networks: two boundary maps to the transform between them."""
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax.traverse_util import flatten_dict
 
 from if_jax.ops.transforms import displacement_basis, transform_points
 from if_jax.ops.warp import pixel_centres
+from if_jax.weights import list_problems, load_weights, shape_differences
 
 # A GPU would round positions to three digits.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -142,11 +147,59 @@ class InverseMLP(nn.Module):
     return x[None] if every_round else x
 
 
-# The name on a weight folder's card -> architecture.
+# The architecture on a weight folder's card -> network.
 INVERSE_NETS: dict[str, Callable[..., nn.Module]] = {
   'matcher': InverseMatcher,
   'mlp': InverseMLP,
 }
+
+_DEFAULT_FOLDER = Path(__file__).parent.parent / 'pretrained' / 'inversenet'
+
+
+def load_inversenet(
+  name_or_path: str | os.PathLike = 'default',
+) -> tuple[Callable[[Mapping, jax.Array, jax.Array], jax.Array], dict[str, Any]]:
+  """Loads a trained inverse network.
+
+  Args:
+    name_or_path: 'default', which comes with the package; or a weight folder of
+      `--mode=train_inversenet` (WORKDIR/inversenet) or of `python -m convert --model=inversenet`.
+  Returns:
+    (apply_fn, variables): `apply_fn(variables, prediction, target)` gives the transform parameters
+    float32 [N, P] of float32 [N, T, T, 1] in [0, 1]; variables are NumPy arrays. What losses take
+    is `functools.partial(apply_fn, variables)`.
+  Raises:
+    ValueError: a folder that is not there, holds another network, or does not fit.
+  """
+  folder = _DEFAULT_FOLDER if name_or_path == 'default' else Path(name_or_path).expanduser()
+  if not folder.is_dir():
+    raise ValueError(
+      f"no inverse network in {folder}: there is no such folder; give 'default', or a weight "
+      'folder of --mode=train_inversenet or of `python -m convert --model=inversenet`'
+    )
+  variables, card = load_weights(folder)
+  if card['model'] != 'inversenet':
+    raise ValueError(
+      f'the weights in {folder} are of {card["model"]}, not of an inverse network; give a folder '
+      'of --mode=train_inversenet or of `python -m convert --model=inversenet`'
+    )
+  model = create_inversenet(card['architecture'], card['num_outputs'])
+  tile = jnp.zeros((1, card['tile_size'], card['tile_size'], 1))
+  expected, given = (
+    {path: x.shape for path, x in flatten_dict(tree, sep='/').items()}
+    for tree in (jax.eval_shape(model.init, jax.random.key(0), tile, tile), variables)
+  )
+  problems = list_problems(shape_differences(expected, given))
+  if problems:
+    raise ValueError(f'the weights in {folder} do not fit {card["architecture"]}: {problems}')
+  return model.apply, variables
+
+
+def create_inversenet(architecture: str, num_outputs: int = 4) -> nn.Module:
+  """Makes an inverse network by the name of its architecture, a key of `INVERSE_NETS`."""
+  if architecture not in INVERSE_NETS:
+    raise ValueError(f'no inverse network {architecture!r}; there are {", ".join(INVERSE_NETS)}')
+  return INVERSE_NETS[architecture](num_outputs=num_outputs)
 
 
 def _match(queries, keys, centres, points, gate):
