@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from scipy.ndimage import gaussian_filter
 
+from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map
 from if_jax.ops.resize import _weights, resize_bilinear
 from if_jax.ops.warp import affine_warp, homography_warp
@@ -169,3 +171,11 @@ def test_boundary_map_matches_brute_force(radius):
 def test_no_boundary_at_the_frame_or_at_ignored_pixels():
   labels = jnp.full((1, 9, 9), 7).at[:, 3:6, 3:6].set(255)
   np.testing.assert_array_equal(boundary_map(labels), 0)
+
+
+def test_blur_matches_scipy_for_each_map_by_its_own_sigma():
+  maps = np.random.RandomState(5).uniform(size=(2, 20, 30, 1)).astype(np.float32)
+  actual = gaussian_blur(jnp.asarray(maps), jnp.array([0.7, 1.5]), radius=6)
+  for blurred, sharp, sigma in zip(actual, maps, (0.7, 1.5), strict=True):
+    expected = gaussian_filter(sharp[..., 0], sigma, mode='constant', radius=6)
+    np.testing.assert_allclose(blurred[..., 0], expected, atol=1e-6)

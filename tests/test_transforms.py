@@ -7,11 +7,13 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from if_jax.ops.transforms import (
+  displacement_basis,
   matrix_from_parameters,
   nearest_rotation,
   parameters_from_matrix,
   rotation_angle,
   safe_norm,
+  transform_points,
 )
 
 
@@ -73,6 +75,32 @@ def test_derivative_of_nearest_rotation_matches_differences():
   ]
   _, actual = jax.jvp(nearest_rotation, (jnp.float32(matrices),), (jnp.float32(direction),))
   np.testing.assert_allclose(actual, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('count', [4, 6, 8])
+def test_points_move_as_the_basis_says(count):
+  rng = np.random.RandomState(3)
+  parameters = 0.1 * rng.standard_normal((5, count))
+  points = rng.uniform(-1, 1, (7, 2))
+  moved = transform_points(jnp.float32(parameters), jnp.float32(points))
+  homogeneous = np.concatenate([points, np.ones((7, 1))], axis=1)
+  matrices = np.asarray(matrix_from_parameters(jnp.float32(parameters)))
+  expected = homogeneous @ matrices.transpose(0, 2, 1)
+  np.testing.assert_allclose(moved, expected[..., :2] / expected[..., 2:], atol=1e-6)
+  basis = displacement_basis(jnp.float32(points), moved, count)
+  if count == 4:
+    parameters[:, 2:] = np.expm1(parameters[:, 2:])
+  displacements = np.einsum('nqdp,np->nqd', basis, parameters)
+  np.testing.assert_allclose(displacements, moved - jnp.float32(points), atol=1e-6)
+
+
+@pytest.mark.parametrize('count', [4, 6, 8])
+def test_the_basis_at_the_points_themselves_is_the_derivative_at_the_identity(count):
+  points = jnp.float32(np.random.RandomState(4).uniform(-1, 1, (7, 2)))
+  derivative = jax.jacobian(lambda p: transform_points(p[None], points)[0])(jnp.zeros(count))
+  np.testing.assert_allclose(
+    displacement_basis(points, points[None], count)[0], derivative, atol=1e-6
+  )
 
 
 def test_derivative_at_the_identity_is_the_skew_part():
