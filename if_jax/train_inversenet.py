@@ -307,7 +307,14 @@ def crop_batches(
 
 
 def _card(config: ConfigDict, step: int, result: dict[str, float]) -> dict[str, Any]:
-  """Says what the weights are of, what made them and how good they are."""
+  """Says what the weights are of, what made them and how good they are.
+
+  Weights travel: where the data lay on this machine stays here.
+  """
+  settings = json.loads(config.to_json_best_effort())
+  del settings['cache_dir']
+  for name, source in settings['sources'].items():
+    settings['sources'][name] = source if name == 'streets' else bool(source)
   return {
     'model': 'inversenet',
     'architecture': config.name,
@@ -315,7 +322,7 @@ def _card(config: ConfigDict, step: int, result: dict[str, float]) -> dict[str, 
     'tile_size': config.tile_size,
     'step': step,
     'val': result,
-    'config': json.loads(config.to_json_best_effort()),
+    'config': settings,
   }
 
 
