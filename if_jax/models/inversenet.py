@@ -157,13 +157,15 @@ _DEFAULT_FOLDER = Path(__file__).parent.parent / 'pretrained' / 'inversenet'
 
 
 def load_inversenet(
-  name_or_path: str | os.PathLike = 'default',
+  name_or_path: str | os.PathLike = 'default', *, num_outputs: int | None = None
 ) -> tuple[Callable[[Mapping, jax.Array, jax.Array], jax.Array], dict[str, Any]]:
   """Loads a trained inverse network.
 
   Args:
     name_or_path: 'default', which comes with the package; or a weight folder of
       `--mode=train_inversenet` (WORKDIR/inversenet) or of `python -m convert --model=inversenet`.
+    num_outputs: P, 4, 6 or 8; None: what the weights were trained with. `InverseMatcher` fits any of
+      them with the same weights; the released network has 4.
   Returns:
     (apply_fn, variables): `apply_fn(variables, prediction, target)` gives the transform parameters
     float32 [N, P] of float32 [N, T, T, 1] in [0, 1]; variables are NumPy arrays. What losses take
@@ -183,7 +185,7 @@ def load_inversenet(
       f'the weights in {folder} are of {card["model"]}, not of an inverse network; give a folder '
       'of --mode=train_inversenet or of `python -m convert --model=inversenet`'
     )
-  model = create_inversenet(card['architecture'], card['num_outputs'])
+  model = create_inversenet(card['architecture'], num_outputs or card['num_outputs'])
   tile = jnp.zeros((1, card['tile_size'], card['tile_size'], 1))
   expected, given = (
     {path: x.shape for path, x in flatten_dict(tree, sep='/').items()}
