@@ -164,8 +164,8 @@ def load_inversenet(
   Args:
     name_or_path: 'default', which comes with the package; or a weight folder of
       `--mode=train_inversenet` (WORKDIR/inversenet) or of `python -m convert --model=inversenet`.
-    num_outputs: P, 4, 6 or 8; None: what the weights were trained with. `InverseMatcher` fits any of
-      them with the same weights; the released network has 4.
+    num_outputs: P, 4, 6 or 8; None: what the weights were trained with. `InverseMatcher` fits
+      any of them with the same weights; the released network has 4.
   Returns:
     (apply_fn, variables): `apply_fn(variables, prediction, target)` gives the transform parameters
     float32 [N, P] of float32 [N, T, T, 1] in [0, 1]; variables are NumPy arrays. What losses take
