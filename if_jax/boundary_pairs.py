@@ -9,8 +9,9 @@ import numpy as np
 from if_jax.data.labels import IGNORE
 from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map
+from if_jax.ops.resize import resize_bilinear
 from if_jax.ops.transforms import matrix_from_parameters
-from if_jax.ops.warp import homography_warp
+from if_jax.ops.warp import grid_sample, homography_warp, pixel_centres
 
 # Sides of a label crop, pixels: a tile shows from a third of it to four fifths.
 CROP_SIZE = 320
@@ -135,11 +136,13 @@ def draw_parameters(rng: jax.Array, num_pairs: int, settings: PairSettings) -> j
 
 
 def corrupt(rng: jax.Array, edges: jax.Array, others: jax.Array) -> jax.Array:
-  """Makes boundary maps look as networks predict them.
+  """Makes boundary maps look as networks predict them, from hardly changed to hardly there.
 
-  Lines break off, parts of foreign lines appear, all are blurred and then thinned or thickened by
-  a threshold of random height and softness; their probability, the background and noise of two
-  widths vary.
+  A severity is drawn for each tile. The more of it, the more the lines waver and break off, the
+  broader they are blurred before a threshold of random height and softness makes lines or bands
+  of them, and the more bands stand where no line is. Parts of foreign lines appear; probability,
+  background and noise of two widths vary. All of it happens at half the resolution, as networks
+  predict at less than that.
 
   Args:
     rng: key.
@@ -148,28 +151,35 @@ def corrupt(rng: jax.Array, edges: jax.Array, others: jax.Array) -> jax.Array:
   Returns:
     float32 [N, T, T, 1] in [0, 1].
   """
-  num_tiles = edges.shape[0]
-  keys = iter(jax.random.split(rng, 13))
+  num_tiles, size = edges.shape[0], edges.shape[1:3]
+  half = (size[0] // 2, size[1] // 2)
+  keys = iter(jax.random.split(rng, 18))
 
   def uniform(low, high):
     return jax.random.uniform(next(keys), (num_tiles, 1, 1, 1), minval=low, maxval=high)
 
-  def patches(cells):
-    noise = jax.random.normal(next(keys), (num_tiles, cells, cells, 1))
-    return jax.image.resize(noise, edges.shape, 'linear')
+  def patches(cells, channels=1):
+    noise = jax.random.normal(next(keys), (num_tiles, cells, cells, channels))
+    return jax.image.resize(noise, (num_tiles, *half, channels), 'linear')
 
-  kept = jax.nn.sigmoid(8 * (patches(10) + uniform(0.3, 2.5)))
+  severity = uniform(0, 1)
+  # Half tiles: at most some seven of 224 pixels, as a standard deviation.
+  wavering = 0.06 * severity * patches(9, 2)
+  lines = grid_sample(edges, pixel_centres(half) + wavering)
+  others = resize_bilinear(others, half)
+  kept = jax.nn.sigmoid(8 * (patches(10) + uniform(0.3, 2.5) - 1.5 * severity * uniform(0, 1)))
   foreign = jax.nn.sigmoid(8 * (patches(6) - uniform(0.8, 3.0)))
-  lines = jnp.maximum(edges * kept, others * foreign)
-  sigma = uniform(0.5, 3.5)
-  # The peak of a line some pixels wide falls with the blur; the factor makes up for it.
-  lines = gaussian_blur(lines, sigma[:, 0, 0, 0]) * (1 + 0.35 * sigma)
+  lines = jnp.maximum(lines * kept, others * foreign)
+  lines = gaussian_blur(lines, uniform(0.3, 1.7)[:, 0, 0, 0] + 4 * severity[:, 0, 0, 0])
+  # The peak of a line some pixels wide falls with the blur; what follows is relative to it.
+  lines = lines / jnp.maximum(jnp.max(lines, axis=(1, 2), keepdims=True), 0.1)
   threshold, steepness = uniform(0.08, 0.5), uniform(4, 20)
   lines = jax.nn.sigmoid(steepness * (lines - threshold)) - jax.nn.sigmoid(-steepness * threshold)
-  lines = lines * uniform(0.5, 1.0)
-  stains = patches(28) * uniform(0, 0.15)
+  bands = jax.nn.sigmoid(8 * (patches(8) - uniform(0.0, 3.0) - 3 * (1 - severity)))
+  lines = jnp.maximum(lines, bands) * uniform(0.5, 1.2)
+  lines = lines + patches(28) * uniform(0, 0.15) + uniform(-0.1, 0.1)
   grain = jax.random.normal(next(keys), edges.shape) * uniform(0, 0.1)
-  return jnp.clip(lines + stains + grain + uniform(-0.1, 0.1), 0, 1)
+  return jnp.clip(resize_bilinear(lines, size) + grain, 0, 1)
 
 
 def _draw_places(rng, num_places):
