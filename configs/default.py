@@ -63,11 +63,18 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict()
   # Over all devices together.
   config.train.batch_size = 4
+  # Parts that each device works its images off in, for lack of memory. On CPUs several times slower.
+  config.train.accumulation = 1
   config.train.num_steps = 1000
   config.train.log_every = 20
   config.train.eval_every = 250
   config.train.checkpoint_every = 250
   config.train.keep_checkpoints = 2
+  # Of a moving average of the weights, which is then what is evaluated and kept as the best; 0.999
+  # averages over about the last thousand steps. 0: none.
+  config.train.ema_decay = 0.0
+  # Modules that stay as init_from has them, such as ('backbone',) or ('backbone', 'ocr/aux_head').
+  config.train.freeze = ()
 
   # SGD with momentum and polynomial decay, as HRNet's recipe has it.
   config.optimizer = ConfigDict()
@@ -85,9 +92,21 @@ def get_config() -> ConfigDict:
   config.loss.weights.segmentation = 1.0
   config.loss.weights.boundary = 0.3
   config.loss.weights.attention = 0.1
+  config.loss.weights.inverseform = 0.3
   config.loss.weights.auxiliary = 0.4
+  # Of each scale's own answer, for ocrnet48_hms.
+  config.loss.weights.scales = 0.05
+  # cross_entropy, ohem (of the hard pixels) or rmi (of regions, dearer).
+  config.loss.segmentation = 'cross_entropy'
   # Pixels; boundaries are twice as wide.
   config.loss.boundary_radius = 2
+  # What measures boundaries: 'default', or a weight folder of --mode=train_inversenet or of
+  # `python -m convert --model=inversenet`. Empty: no InverseForm term.
+  config.loss.inversenet = 'default'
+  # The crop's height in tiles; as many columns as make them nearly square.
+  config.loss.tile_rows = 3
+  # euclidean or geodesic.
+  config.loss.distance = 'euclidean'
 
   config.eval = ConfigDict()
   # Images handed to each device at once; it computes them one after the other.

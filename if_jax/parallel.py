@@ -25,21 +25,23 @@ def num_devices() -> int:
   return jax.local_device_count()
 
 
-def pmap(step: Callable, *, donate_state: bool = False) -> Callable:
+def pmap(step: Callable, *, num_constants: int = 0, donate_state: bool = False) -> Callable:
   """Makes a step of one device into one of all devices.
 
   Args:
-    step: `(state, batch) -> result`, which may use `AXIS`. The state is the same on all devices,
-      the batch is theirs alone, the result must be the same on all.
+    step: `(state, batch, *constants) -> result`, which may use `AXIS`. State and constants are the
+      same on all devices, the batch is theirs alone, the result must be the same on all.
+    num_constants: how many further arguments there are. Large arrays that the step closes over
+      would be compiled into it: 12 s and 2.4 GB for 400 MB of them.
     donate_state: reuse the memory of the state; the caller's is gone afterwards.
   Returns:
-    A function of a state from `replicate` and a batch from `shard`; its result is a replicated
-    tree, without a device axis.
+    A function of a state and constants from `replicate` and a batch from `shard`; its result is a
+    replicated tree, without a device axis.
   """
   return jax.pmap(
     step,
     axis_name=AXIS,
-    in_axes=(None, 0),
+    in_axes=(None, 0, *[None] * num_constants),
     out_axes=None,
     donate_argnums=(0,) if donate_state else (),
   )

@@ -1,14 +1,18 @@
 """From a configuration (configs/default.py) to the objects it describes."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.inference import Looks
+from if_jax.losses import LossWeights, joint_loss
 from if_jax.models import create_model
+from if_jax.models.inversenet import load_inversenet
 from if_jax.weights import label_set_of
 
 
@@ -34,6 +38,27 @@ def model_from_card(config: ConfigDict, card: dict[str, Any]):
     dtype=_dtype(config),
     scales=tuple(config.model.scales) or None,
   )
+
+
+def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Partial:
+  """The loss of `config.loss`, `(outputs, labels) -> (total, terms)`; see `joint_loss`.
+
+  The inverse network is loaded if the loss uses it; its parameters are the leaves of the result.
+  """
+  weights = LossWeights(**config.loss.weights)
+  inverse_net = None
+  if weights.inverseform and config.loss.inversenet and config.model.edge_head:
+    inverse_net = Partial(*load_inversenet(config.loss.inversenet))
+  loss_fn = functools.partial(
+    joint_loss,
+    weights=weights,
+    segmentation=config.loss.segmentation,
+    boundary_radius=config.loss.boundary_radius,
+    tile_rows=config.loss.tile_rows,
+    distance=config.loss.distance,
+    axis_name=axis_name,
+  )
+  return Partial(loss_fn, inverse_net=inverse_net)
 
 
 def weights_folder(config: ConfigDict, workdir: str) -> Path:

@@ -1,16 +1,13 @@
-"""Training: the step, and the loop around it."""
+"""Training: the loop around the step."""
 
 import collections
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from PIL import Image
@@ -18,13 +15,14 @@ from PIL import Image
 from if_jax import parallel
 from if_jax.checkpoints import Checkpoints
 from if_jax.data.augment import Augmentation
+from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
-from if_jax.losses import LossWeights, joint_loss
-from if_jax.ops.normalize import normalize
+from if_jax.freezing import check_frozen, freeze_updates
 from if_jax.optimizers import make_optimizer, make_schedule
 from if_jax.report import MetricWriter, Progress, learning_curves, read_metrics
-from if_jax.settings import load_split, model_from_config
+from if_jax.settings import load_split, loss_from_config, model_from_config
+from if_jax.train_step import TrainState, train_step
 from if_jax.weights import load_weights, make_card, merge_weights, save_weights
 
 CONFIG_FILE = 'config.json'
@@ -40,75 +38,6 @@ _FREE_TO_CHANGE = (
   'train.keep_checkpoints',
   'train.log_every',
 )
-
-
-class TrainState(flax.struct.PyTreeNode):
-  """What a step changes; all that a run needs to go on, beside its configuration."""
-
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-
-
-def train_step(
-  state: TrainState,
-  batch: dict[str, jax.Array],
-  *,
-  model,
-  optimizer: optax.GradientTransformation,
-  weights: LossWeights,
-  boundary_radius: int,
-  seed: int,
-  axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One step of training.
-
-  Args:
-    state: the same on all devices.
-    batch: this device's part: 'image' uint8 [B, H, W, 3] RGB, 'label' int32 [B, H, W].
-    model: of `create_model`, with the same `axis_name`.
-    optimizer: of `make_optimizer`.
-    weights: of the loss's terms.
-    boundary_radius: pixels, of the boundary maps made from the labels.
-    seed: of dropout.
-    axis_name: of the devices; None: this one holds the whole batch.
-  Returns:
-    (the next state, {term: its mean over the whole batch}); 'loss' is the weighted sum.
-  """
-  rng = jax.random.fold_in(jax.random.key(seed), state.step)
-  if axis_name is not None:
-    rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-
-  def loss_fn(params):
-    outputs, updated = model.apply(
-      {'params': params, 'batch_stats': state.batch_stats},
-      normalize(batch['image']),
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': rng},
-    )
-    total, terms = joint_loss(
-      outputs,
-      batch['label'],
-      weights=weights,
-      boundary_radius=boundary_radius,
-      axis_name=axis_name,
-    )
-    return total, ({'loss': total, **terms}, updated['batch_stats'])
-
-  gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-  if axis_name is not None:
-    gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
-  metrics['gradient_norm'] = optax.tree.norm(gradients)
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  state = TrainState(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    batch_stats=batch_stats,
-    opt_state=opt_state,
-  )
-  return state, metrics
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
@@ -129,6 +58,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   _check(config)
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
+  centroids = ()
+  if config.data.class_uniform:
+    centroids = class_centroids(train_set, config.augment.crop_size)
   model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   schedule = make_schedule(
     config.optimizer.learning_rate,
@@ -142,16 +74,19 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     momentum=config.optimizer.momentum,
     weight_decay=config.optimizer.weight_decay,
   )
+  optimizer = freeze_updates(optimizer, config.train.freeze)
+  loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.AXIS))
   step_fn = functools.partial(
     train_step,
     model=model,
     optimizer=optimizer,
-    weights=LossWeights(**config.loss.weights),
-    boundary_radius=config.loss.boundary_radius,
     seed=config.seed,
+    accumulation=config.train.accumulation,
+    ema_decay=config.train.ema_decay,
+    frozen=config.train.freeze,
     axis_name=parallel.AXIS,
   )
-  p_train_step = parallel.pmap(step_fn, donate_state=True)
+  p_train_step = parallel.pmap(step_fn, num_constants=1, donate_state=True)
 
   Path(workdir).mkdir(parents=True, exist_ok=True)
   with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
@@ -176,6 +111,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         seed=config.seed,
         start_step=start,
         num_workers=config.data.num_workers,
+        class_uniform=config.data.class_uniform,
+        centroids=centroids,
       ) as batches,
     ):
 
@@ -183,17 +120,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         return step > 0 and (step % every == 0 or step == num_steps)
 
       def evaluate_at(step):
-        variables = {'params': state.params, 'batch_stats': state.batch_stats}
-        result = evaluator(variables)
+        result = evaluator(state.evaluated)
         writer.write(step, {k: v for k, v in result.items() if np.ndim(v) == 0}, 'val')
-        best.offer(step, result['miou'], parallel.fetch(variables), card)
+        best.offer(step, result['miou'], parallel.fetch(state.evaluated), card)
 
       if is_due(start, config.train.eval_every) and not _is_evaluated(workdir, start):
         evaluate_at(start)
       under_way = collections.deque()
       batches = parallel.prefetch(batches)
       for step in range(start + 1, num_steps + 1):
-        state, metrics = p_train_step(state, next(batches))
+        state, metrics = p_train_step(state, next(batches), loss_fn)
         under_way.append(metrics)
         if len(under_way) > parallel.MAX_STEPS_AHEAD:
           jax.block_until_ready(under_way.popleft())
@@ -239,25 +175,38 @@ def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
   variables = parallel.fetch(jax.jit(model.init)(rng, image))
   if config.init_from:
     variables = merge_weights(variables, load_weights(config.init_from)[0], config.init_from)
+  check_frozen(variables['params'], config.train.freeze)
   return TrainState(
     step=np.zeros((), np.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
     opt_state=parallel.fetch(optimizer.init(variables['params'])),
+    average=variables if config.train.ema_decay else None,
   )
 
 
 def _check(config: ConfigDict) -> None:
   """Raises ValueError for what would go wrong only after minutes."""
   train = config.train
-  for key in ('batch_size', 'num_steps', 'log_every', 'eval_every', 'checkpoint_every'):
+  counts = (
+    'batch_size',
+    'num_steps',
+    'accumulation',
+    'log_every',
+    'eval_every',
+    'checkpoint_every',
+  )
+  for key in counts:
     if train[key] < 1:
       raise ValueError(f'config.train.{key}={train[key]}; give at least 1')
-  if train.batch_size % parallel.num_devices():
+  num_devices = parallel.num_devices()
+  if train.batch_size % (num_devices * train.accumulation):
     raise ValueError(
-      f'config.train.batch_size={train.batch_size} does not divide by '
-      f'{parallel.num_devices()} devices'
+      f'config.train.batch_size={train.batch_size} does not divide by {num_devices} devices '
+      f'times config.train.accumulation={train.accumulation}'
     )
+  if not 0 <= train.ema_decay < 1:
+    raise ValueError(f'config.train.ema_decay={train.ema_decay}; give 0 (none) to below 1')
   if config.optimizer.warmup_steps >= train.num_steps:
     raise ValueError(
       f'config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves none of '

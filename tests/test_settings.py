@@ -1,9 +1,14 @@
 """From a configuration to what it names."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import default
-from if_jax.settings import model_from_config, weights_folder
+from if_jax import settings
+from if_jax.losses import LossWeights
+from if_jax.settings import loss_from_config, model_from_config, weights_folder
 
 
 def test_which_weights_are_meant(tmp_path):
@@ -31,3 +36,54 @@ def test_a_key_that_does_not_exist_cannot_be_set():
   config = default.get_config()
   with pytest.raises(AttributeError, match='num_steps'):
     config.train.num_step = 3
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+  """The inverse networks that were asked for; a stand-in is given."""
+  names = []
+
+  def load(name):
+    names.append(name)
+    return lambda scale, a, b: scale * jnp.mean(a - b, (1, 2)), np.float32([1, 2, 3, 4])
+
+  monkeypatch.setattr(settings, 'load_inversenet', load)
+  return names
+
+
+def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
+  monkeypatch.setattr(settings, 'joint_loss', lambda *values, **options: (values, options))
+  config = default.get_config()
+  config.loss.inversenet = 'some/folder'
+  config.loss.segmentation = 'ohem'
+  config.loss.distance = 'geodesic'
+  config.loss.boundary_radius = 1
+  config.loss.tile_rows = 2
+  config.loss.weights.attention = 0.7
+  loss_fn = loss_from_config(config, axis_name='devices')
+  assert loaded == ['some/folder']
+  # An argument for a compiled step, not a constant in it.
+  (variables,) = jax.tree.leaves(loss_fn)
+  np.testing.assert_array_equal(variables, [1, 2, 3, 4])
+  values, options = loss_fn('outputs', 'labels')
+  assert values == ('outputs', 'labels')
+  answer = options.pop('inverse_net')(np.ones((1, 2, 2, 1)), np.zeros((1, 2, 2, 1)))
+  np.testing.assert_array_equal(answer, [[1, 2, 3, 4]])
+  assert options == {
+    'weights': LossWeights(attention=0.7),
+    'segmentation': 'ohem',
+    'boundary_radius': 1,
+    'tile_rows': 2,
+    'distance': 'geodesic',
+    'axis_name': 'devices',
+  }
+
+
+@pytest.mark.parametrize('without', ['network', 'weight', 'edge head'])
+def test_an_inverse_network_that_nothing_uses_is_not_loaded(loaded, without):
+  config = default.get_config()
+  config.loss.inversenet = '' if without == 'network' else 'default'
+  config.loss.weights.inverseform = 0.0 if without == 'weight' else 0.3
+  config.model.edge_head = without != 'edge head'
+  assert not jax.tree.leaves(loss_from_config(config))
+  assert not loaded

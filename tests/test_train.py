@@ -1,166 +1,101 @@
-"""The training step on one device and on several, and the command that trains and resumes."""
+"""The command that trains and resumes, what a training starts from, and mistakes told early."""
 
-import functools
 import json
 import shutil
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from processes import run_main, run_python
+from processes import run_main
 
-from if_jax.losses import LossWeights
-from if_jax.models.layers import BatchNorm
+from configs import default
+from if_jax.models.layers import BatchNorm, Conv
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.train import TrainState, train_step
-from if_jax.weights import load_weights
+from if_jax.train import initial_state, train_and_evaluate
+from if_jax.weights import load_weights, save_weights
 
 
-class TinyModel(nn.Module):
-  """Quick to compile, with all outputs, batch norm over the devices, and dropout if asked for."""
+class Backbone(nn.Module):
+  """Two kinds of variables."""
 
-  axis_name: str | None = None
-  dropout: float = 0.0
+  @nn.compact
+  def __call__(self, image, train):
+    return BatchNorm(name='bn')(Conv(6, 3, name='conv')(image), train)
+
+
+class Head(nn.Module):
+  """A classifier behind a layer that does not know the number of classes."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    return Conv(self.num_classes, name='classifier')(nn.relu(Conv(5, name='hidden')(x)))
+
+
+class Network(nn.Module):
+  """Modules named as those of the real networks, quick to initialise."""
+
+  num_classes: int
 
   @nn.compact
   def __call__(self, image, train=False):
-    x = nn.Conv(8, (3, 3), name='conv')(image)
-    x = nn.relu(BatchNorm(axis_name=self.axis_name, name='bn')(x, train))
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    names = {'logits': 4, 'aux_logits': 4, 'edge_logits': 1, 'aux_edge_logits': 1}
-    return {name: nn.Dense(features, name=name)(x) for name, features in names.items()}
+    x = Backbone(name='backbone')(image, train)
+    return {'logits': Head(self.num_classes, name='head')(x)}
 
 
-def make_step(model, optimizer):
-  return functools.partial(
-    train_step,
-    model=model,
-    optimizer=optimizer,
-    weights=LossWeights(),
-    boundary_radius=2,
-    seed=0,
-    axis_name=model.axis_name,
-  )
+def start(num_classes, **train):
+  config = default.get_config()
+  config.init_from = train.pop('init_from', '')
+  config.train.update(train)
+  optimizer = make_optimizer(make_schedule(0.1, 10))
+  return initial_state(config, Network(num_classes), optimizer)
 
 
-def make_state(model, optimizer):
-  variables = TinyModel().init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=variables['params'],
-    batch_stats=variables['batch_stats'],
-    opt_state=optimizer.init(variables['params']),
-  )
+def test_a_training_starts_from_a_backbone_or_a_network_of_other_classes(tmp_path):
+  fresh = start(3)
+  other = jax.tree.map(lambda x: np.asarray(x) + 1, start(4).variables)
+  save_weights(tmp_path / 'whole', other, {'model': 'x'})
+  backbone = {kind: {'backbone': tree['backbone']} for kind, tree in other.items()}
+  save_weights(tmp_path / 'backbone', backbone, {'model': 'x', 'part': 'backbone'})
+  for folder, head in (('whole', other), ('backbone', fresh.variables)):
+    state = start(3, init_from=str(tmp_path / folder), ema_decay=0.9)
+    assert state.step == 0
+    for kind, tree in state.variables.items():
+      np.testing.assert_equal(tree['backbone'], other[kind]['backbone'])
+      np.testing.assert_equal(state.average[kind], tree)
+    np.testing.assert_equal(state.params['head']['hidden'], head['params']['head']['hidden'])
+    np.testing.assert_equal(state.params['head']['classifier'], fresh.params['head']['classifier'])
 
 
-def make_batch(batch_size=4):
-  """Columns of classes in colours; images have unequal shares of ignored pixels."""
-  rng = np.random.RandomState(0)
-  label = np.broadcast_to(np.arange(24) // 6, (batch_size, 16, 24)).astype(np.int32)
-  image = (60 * label[..., None] + rng.randint(0, 40, (*label.shape, 3))).astype(np.uint8)
-  label = label.copy()
-  for i in range(batch_size):
-    label[i, : 4 * i] = 255
-  return {'image': image, 'label': label}
+def test_an_average_is_kept_only_if_asked_for():
+  assert start(3).average is None
 
 
-def test_a_step_lowers_the_loss():
-  optimizer = make_optimizer(make_schedule(0.1, 100))
-  model = TinyModel()
-  step = jax.jit(make_step(model, optimizer))
-  state, losses = make_state(model, optimizer), []
-  for _ in range(30):
-    state, metrics = step(state, make_batch())
-    losses.append(float(metrics['loss']))
-  assert losses[-1] < 0.5 * losses[0]
-  assert int(state.step) == 30
-  parts = metrics['segmentation'] + 0.3 * metrics['boundary'] + 0.1 * metrics['attention']
-  parts += 0.4 * (
-    metrics['aux_segmentation'] + 0.3 * metrics['aux_boundary'] + 0.1 * metrics['aux_attention']
-  )
-  np.testing.assert_allclose(metrics['loss'], parts, rtol=1e-5)
+def test_a_module_to_freeze_that_is_not_there_is_told():
+  with pytest.raises(ValueError, match=r"freeze names 'body'.* consists of backbone, head"):
+    start(3, freeze=('backbone', 'body'))
 
 
-def test_dropout_differs_by_step_and_repeats_by_seed():
-  optimizer = make_optimizer(make_schedule(0.0, 100))
-  model = TinyModel(dropout=0.5)
-  step = jax.jit(make_step(model, optimizer))
-  state = make_state(model, optimizer)
-  losses = [float(step(state.replace(step=jnp.int32(k)), make_batch())[1]['loss']) for k in (0, 1)]
-  assert losses[0] != losses[1]
-  assert losses[0] == float(step(state, make_batch())[1]['loss'])
-
-
-DEVICES_SCRIPT = """
-import sys
-sys.path.insert(0, 'tests')
-import jax, numpy as np
-from flax.traverse_util import flatten_dict
-from if_jax import parallel
-from test_train import TinyModel, make_batch, make_optimizer, make_schedule, make_state, make_step
-
-optimizer = make_optimizer(make_schedule(0.1, 10))
-model = TinyModel(axis_name=parallel.AXIS)
-step = parallel.pmap(make_step(model, optimizer), donate_state=True)
-state = parallel.replicate(make_state(model, optimizer))
-compilations = []
-jax.monitoring.register_event_duration_secs_listener(
-  lambda name, *_, **__: compilations.append(name) if 'backend_compile' in name else None
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('accumulation', 0, 'accumulation=0; give at least 1'),
+    ('accumulation', 3, 'batch_size=4 does not divide by 1 devices times .*accumulation=3'),
+    ('batch_size', 0, 'batch_size=0; give at least 1'),
+    ('ema_decay', 1.0, r'ema_decay=1.0; give 0 \(none\) to below 1'),
+    ('ema_decay', -0.1, r'ema_decay=-0.1; give 0 \(none\) to below 1'),
+  ],
 )
-for i in range(5):
-  state, metrics = step(state, parallel.shard(make_batch()))
-  assert len(compilations) == 1, f'compiled again in step {i}'
-for leaf in jax.tree.leaves(state):
-  copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-  assert len(copies) == jax.local_device_count()
-  assert all(np.array_equal(copies[0], copy) for copy in copies)
-state = parallel.fetch({'params': state.params, 'batch_stats': state.batch_stats})
-np.savez(sys.argv[1], loss=metrics['loss'], **flatten_dict(state, sep='/'))
-"""
-
-
-def test_devices_agree_with_one_another_and_with_one(tmp_path):
-  """Batch norm, class weights and every mean are those of the whole batch."""
-  results = []
-  for devices in (1, 2, 4):
-    path = tmp_path / f'{devices}.npz'
-    run = run_python('-c', DEVICES_SCRIPT, str(path), devices=devices)
-    assert run.returncode == 0, run.stderr
-    results.append(np.load(path))
-  for other in results[1:]:
-    for name in results[0].files:
-      np.testing.assert_allclose(other[name], results[0][name], atol=2e-6, err_msg=name)
-
-
-def test_weight_decay_and_momentum_are_pytorchs():
-  torch = pytest.importorskip('torch')
-  kernel, bias = np.float32([[1.0, -2.0]]), np.float32([3.0])
-  gradients = {'kernel': np.float32([[0.5, 0.25]]), 'bias': np.float32([0.125])}
-  params = {'kernel': jnp.asarray(kernel), 'bias': jnp.asarray(bias)}
-  schedule = make_schedule(0.1, 10, power=0.9, warmup_steps=2)
-  optimizer = make_optimizer(schedule, momentum=0.9, weight_decay=0.01)
-  opt_state = optimizer.init(params)
-  theirs = {name: torch.tensor(x, requires_grad=True) for name, x in params.items()}
-  groups = [
-    {'params': [theirs['kernel']], 'weight_decay': 0.01},
-    {'params': [theirs['bias']], 'weight_decay': 0.0},
-  ]
-  sgd = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
-  for step in range(5):
-    updates, opt_state = optimizer.update(gradients, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    for group in sgd.param_groups:
-      group['lr'] = 0.1 * step / 2 if step < 2 else 0.1 * (1 - (step - 2) / 8) ** 0.9
-    for name, gradient in gradients.items():
-      theirs[name].grad = torch.tensor(gradient)
-    sgd.step()
-  for name, expected in theirs.items():
-    np.testing.assert_allclose(params[name], expected.detach().numpy(), rtol=1e-5)
+def test_mistakes_are_told_before_anything_is_done(tmp_path, key, value, message):
+  config = default.get_config()
+  config.train[key] = value
+  with pytest.raises(ValueError, match=f'config.train.{message}'):
+    train_and_evaluate(config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
 
 
 SMALL = (
@@ -168,9 +103,12 @@ SMALL = (
   '--config.data.streets.num_train=6',
   '--config.data.streets.num_val=3',
   '--config.data.streets.size=(64,96)',
+  '--config.data.class_uniform=0.5',
   '--config.augment.crop_size=(64,96)',
+  '--config.loss.tile_rows=1',
   '--config.train.batch_size=2',
   '--config.train.num_steps=4',
+  '--config.train.ema_decay=0.9',
   '--config.train.log_every=1',
   '--config.train.eval_every=2',
   '--config.train.checkpoint_every=2',

@@ -1,0 +1,75 @@
+"""Frozen parts of a network: they get no update and compute as they do in evaluation."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from flax.traverse_util import flatten_dict, path_aware_map
+
+from if_jax.models.layers import BatchNorm
+
+
+def check_frozen(params: Mapping[str, Any], frozen: tuple[str, ...]) -> None:
+  """Raises ValueError, naming what there is, unless each entry is a module of the network.
+
+  Args:
+    params: of the network.
+    frozen: paths of modules, all that is in them included, such as 'backbone' or 'ocr/aux_head'.
+  """
+  modules = {'/'.join(path[:end]) for path in flatten_dict(params) for end in range(1, len(path))}
+  for name in frozen:
+    if name not in modules:
+      close = difflib.get_close_matches(name, sorted(modules), n=1)
+      hint = f' Did you mean {close[0]}?' if close else ''
+      raise ValueError(
+        f'config.train.freeze names {name!r}, which is no module of the network; it consists of '
+        f'{", ".join(params)}.{hint}'
+      )
+
+
+def freeze_updates(
+  optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
+) -> optax.GradientTransformation:
+  """The optimiser for what is not frozen; the frozen parameters do not even decay.
+
+  Args:
+    optimizer: its state then holds nothing for frozen parameters.
+    frozen: as in `check_frozen`.
+  """
+
+  def kinds(params):
+    return path_aware_map(lambda path, _: 'frozen' if _within(path, frozen) else 'free', params)
+
+  return optax.partition({'free': optimizer, 'frozen': optax.set_to_zero()}, kinds)
+
+
+def stop_gradients(params: Mapping[str, Any], frozen: tuple[str, ...]) -> dict[str, Any]:
+  """The same parameters, through the frozen of which no gradient is computed."""
+  return path_aware_map(
+    lambda path, x: jax.lax.stop_gradient(x) if _within(path, frozen) else x, params
+  )
+
+
+@contextlib.contextmanager
+def running_statistics(frozen: tuple[str, ...]) -> Iterator[None]:
+  """Within it, frozen batch normalisation uses its running statistics, and leaves them alone.
+
+  In training mode it would normalise by the batch instead, and what is frozen would drift.
+  """
+
+  def intercept(call, arguments, options, context):
+    if isinstance(context.module, BatchNorm) and _within(context.module.path, frozen):
+      x, _ = arguments
+      return call(x, False)
+    return call(*arguments, **options)
+
+  with nn.intercept_methods(intercept):
+    yield
+
+
+def _within(path: tuple[str, ...], frozen: tuple[str, ...]) -> bool:
+  return any(path[: name.count('/') + 1] == tuple(name.split('/')) for name in frozen)
