@@ -15,6 +15,7 @@ from configs import default
 def get_config() -> ConfigDict:
   config = default.get_config()
   config.data.name = 'camvid'
+  # With the InverseForm loss, as default.py has it; without: --config.loss.inversenet=
   config.augment.crop_size = (360, 480)
   # Smaller scales would fill half of the crop with ignored padding.
   config.augment.scale_range = (0.75, 1.75)

@@ -12,6 +12,8 @@ from configs import default
 def get_config() -> ConfigDict:
   config = default.get_config()
   config.data.name = 'folder'
+  # With the InverseForm loss, as default.py has it; without: --config.loss.inversenet=
+  # If some classes are rare: --config.data.class_uniform=0.5.
   config.augment.crop_size = (512, 512)
   config.train.batch_size = 8
   config.train.num_steps = 5000
