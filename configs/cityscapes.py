@@ -26,6 +26,12 @@ def get_config(model: str = 'hrnet18') -> ConfigDict:
   if model.startswith('ocrnet48'):
     # On accelerators also --config.model.dtype=bfloat16.
     config.model.remat = True
+  config.loss.weights.boundary = 0.3
+  config.loss.weights.attention = 0.1
+  config.loss.weights.inverseform = 0.3
+  config.loss.inversenet = 'default'
+  # 3 x 6 tiles of 224 from crops of 1:2, as in the release.
+  config.loss.tile_rows = 3
   recipe = _hms if model == 'ocrnet48_hms' else _hrnet
   recipe(config)
   return config
@@ -38,7 +44,8 @@ def _hrnet(config: ConfigDict):
   `seg_hrnet_w18_small_v2_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml` (there is none for our two
   widths) and `seg_hrnet_ocr_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml`, which gives
   ocrnet48 81.6 % on val. Its authors' other repository, openseg.pytorch, has for the latter also
-  8 crops, 80,000 steps and hard example mining (`H_48_D_4.json`, `run_h_48_d_4_ocr_ohem.sh`).
+  8 crops, 80,000 steps and hard example mining (`H_48_D_4.json`, `run_h_48_d_4_ocr_ohem.sh`):
+  --config.train.batch_size=8 --config.train.num_steps=80000 --config.loss.segmentation=ohem.
   """
   config.augment.crop_size = (512, 1024)
   config.augment.scale_range = (0.5, 2.1)
@@ -51,6 +58,7 @@ def _hrnet(config: ConfigDict):
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 5e-4
   config.optimizer.power = 0.9
+  config.loss.segmentation = 'cross_entropy'
   # Of the output before OCR; the other two networks have none.
   config.loss.weights.auxiliary = 0.4
 
@@ -58,10 +66,12 @@ def _hrnet(config: ConfigDict):
 def _hms(config: ConfigDict):
   """NVIDIA's, from weights for Mapillary Vistas; for 16 GPUs of one crop each.
 
+  On fewer, let each work off its crops one by one: on 4, --config.train.accumulation=4.
+
   Source: NVIDIA/semantic-segmentation, `scripts/train_cityscapes_sota.yml` and the defaults of
   `train.py`; blur from the paper, arXiv 2005.10821, and the script for Mapillary.
   Differs: without the automatic labels of the coarse images; class-uniform sampling goes on to the
-  end, theirs ends at epoch 150.
+  end, theirs ends at epoch 150; the region term counts on the output before OCR as well.
   """
   config.augment.crop_size = (1024, 2048)
   config.augment.scale_range = (0.5, 2.0)
@@ -77,7 +87,9 @@ def _hms(config: ConfigDict):
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 1e-4
   config.optimizer.power = 2.0
+  config.loss.segmentation = 'rmi'
   config.loss.weights.auxiliary = 0.4
+  config.loss.weights.scales = 0.05
 
 
 def _set_epochs(config: ConfigDict, epochs: int, *, batch_size: int):
