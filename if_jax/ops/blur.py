@@ -20,7 +20,7 @@ def gaussian_blur(maps: jax.Array, sigma: jax.Array, *, radius: int = 9) -> jax.
 
   """
   offsets = jnp.arange(-radius, radius + 1)
-  sigma = jnp.broadcast_to(sigma, maps.shape[:1])
+  sigma = jnp.broadcast_to(jnp.asarray(sigma, maps.dtype), maps.shape[:1])
   weights = jax.nn.softmax(-(offsets**2) / (2 * sigma[:, None] ** 2))[:, :, None, None, None]
   for axis in (1, 2):
     padding = [(0, 0)] * 4
