@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict()
   # Over all devices together.
   config.train.batch_size = 4
-  # Parts that each device works its images off in, for lack of memory. On CPUs several times slower.
+  # Parts that each device works its images off in, for lack of memory. On CPUs much slower.
   config.train.accumulation = 1
   config.train.num_steps = 1000
   config.train.log_every = 20
@@ -105,8 +105,12 @@ def get_config() -> ConfigDict:
   config.loss.inversenet = 'default'
   # The crop's height in tiles; as many columns as make them nearly square.
   config.loss.tile_rows = 3
-  # euclidean or geodesic.
+  # Pixels of a tile's side as the inverse network sees it: what it was trained with.
+  config.loss.tile_size = 224
+  # euclidean, or geodesic, which is blind to scales: give it 8 outputs, as the paper does.
   config.loss.distance = 'euclidean'
+  # Transform parameters: 4 (shifts and scales), 6 (affine) or 8 (homography). 0: as trained.
+  config.loss.num_outputs = 0
 
   config.eval = ConfigDict()
   # Images handed to each device at once; it computes them one after the other.

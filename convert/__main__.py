@@ -56,8 +56,8 @@ def _to_weights(checkpoint: Path, name: str, output: Path) -> None:
   save_weights(output, variables, _card(name, variables, source))
   _report(f'{checkpoint} ({file.format} format)', file.sha256, entries, left_out)
   use = 'train from it' if _BACKBONE.value else 'use it'
-  hint = '' if name == 'inversenet' else f'; {use} with --config.init_from={output}'
-  print(f'Written to {output}{hint}')
+  key = 'config.loss.inversenet' if name == 'inversenet' else 'config.init_from'
+  print(f'Written to {output}; {use} with --{key}={output}')
 
 
 def _to_pytorch(folder: Path, name: str, output: Path) -> None:

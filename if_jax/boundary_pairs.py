@@ -1,6 +1,7 @@
 """Pairs of boundary tiles whose transform is known: what inverse networks learn from."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ from if_jax.data.labels import IGNORE
 from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map
 from if_jax.ops.resize import resize_bilinear
-from if_jax.ops.transforms import matrix_from_parameters
+from if_jax.ops.transforms import NUM_PARAMETERS, matrix_from_parameters
 from if_jax.ops.warp import grid_sample, homography_warp, pixel_centres
+
+# A GPU would round the products of float32 matrices to three digits.
+_multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 # Sides of a label crop, pixels: a tile shows from a third of it to four fifths.
 CROP_SIZE = 320
@@ -50,6 +54,10 @@ class PairSettings:
       value = getattr(self, name)
       if not 0 <= value <= 1:
         raise ValueError(f'{name} is {value}; give a number from 0 to 1')
+    if self.num_parameters not in NUM_PARAMETERS:
+      raise ValueError(f'num_parameters is {self.num_parameters}; a transform has 4, 6 or 8')
+    if self.tile_size < 16 or self.tile_size % 16:
+      raise ValueError(f'tile_size is {self.tile_size}; give a multiple of 16')
 
 
 def label_crops(
@@ -70,9 +78,10 @@ def label_crops(
     enlargement = rng.uniform(0.8, 2.0)
     inside, indices = [], []
     for length in label_map.shape:
-      # A fifth of the crop may lie outside of the map, on either side.
+      # A fifth of the crop may lie outside of the map, on either side; more if the map is small.
       margin = CROP_SIZE // 5
-      start = rng.integers(-margin, max(1, int(length * enlargement) - CROP_SIZE + margin))
+      surplus = int(length * enlargement) - CROP_SIZE
+      start = rng.integers(min(-margin, surplus), max(1, surplus + margin))
       index = np.floor((np.arange(CROP_SIZE) + start + 0.5) / enlargement).astype(int)
       inside.append((index >= 0) & (index < length))
       indices.append(index[inside[-1]])
@@ -98,6 +107,8 @@ def draw_pairs(
   Returns:
     prediction and target, float32 [B, T, T, 1] in [0, 1], and parameters float32 [B, P] with
     prediction = warp(target, parameters).
+  Raises:
+    ValueError: at trace time, for fewer than two crops.
   """
   keys = jax.random.split(rng, 5)
   num_pairs, size = labels.shape[0], (settings.tile_size, settings.tile_size)
@@ -105,11 +116,13 @@ def draw_pairs(
   edges = boundary_map(
     labels.astype(jnp.int32), radius=settings.boundary_radius, num_classes=IGNORE
   )
+  if num_pairs < 2:
+    raise ValueError('one pair at a time has no foreign lines; draw 2 or more on each device')
   place = _draw_places(keys[0], num_pairs)
   parameters = draw_parameters(keys[1], num_pairs, settings)
   matrix = matrix_from_parameters(parameters)
   target = homography_warp(edges, place, size)
-  prediction = homography_warp(edges, place @ matrix, size)
+  prediction = homography_warp(edges, _multiply(place, matrix), size)
   inside = homography_warp(jnp.ones_like(target), matrix) > 0.5
   whole, clean = (
     jax.random.bernoulli(key, share, (num_pairs, 1, 1, 1))

@@ -48,13 +48,15 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
   weights = LossWeights(**config.loss.weights)
   inverse_net = None
   if weights.inverseform and config.loss.inversenet and config.model.edge_head:
-    inverse_net = Partial(*load_inversenet(config.loss.inversenet))
+    num_outputs = config.loss.num_outputs or None
+    inverse_net = Partial(*load_inversenet(config.loss.inversenet, num_outputs=num_outputs))
   loss_fn = functools.partial(
     joint_loss,
     weights=weights,
     segmentation=config.loss.segmentation,
     boundary_radius=config.loss.boundary_radius,
     tile_rows=config.loss.tile_rows,
+    tile_size=config.loss.tile_size,
     distance=config.loss.distance,
     axis_name=axis_name,
   )

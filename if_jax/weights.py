@@ -84,6 +84,11 @@ def make_card(model_name: str, model, label_set: LabelSet, **more) -> dict[str, 
 
 def label_set_of(card: Mapping[str, Any]) -> LabelSet:
   """The classes that weights know, from their card."""
+  if card['model'] == 'inversenet':
+    raise ValueError(
+      'these weights are those of an inverse network, which measures boundaries for the '
+      'InverseForm loss: --mode=train --config.loss.inversenet=FOLDER'
+    )
   if 'label_set' not in card:
     kind = card.get('part', 'network that is no segmentation model')
     raise ValueError(

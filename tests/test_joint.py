@@ -155,6 +155,13 @@ def test_every_output_learns(segmentation, distance):
     assert np.abs(gradient).max() > 0
 
 
+def test_edge_logits_learn_from_inverseform_alone():
+  weights = LossWeights(boundary=0, attention=0, auxiliary=0, scales=0)
+  loss = _joint(weights=weights)
+  gradients = jax.grad(lambda outputs: loss(outputs, _labels())[0])(_outputs('edge_logits'))
+  assert np.abs(gradients['edge_logits']).max() > 0
+
+
 @pytest.mark.parametrize(
   ('weight', 'term'),
   [

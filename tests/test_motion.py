@@ -125,9 +125,9 @@ def test_lines_of_free_pixels_follow_an_oracle():
       return total
 
     slope = jax.jit(jax.grad(loss))
-    for i in range(60):
+    for i in range(90):
       step = slope(logits)
-      logits -= 0.5 * (1 - i / 60) * step / jnp.abs(step).max()
+      logits -= 0.5 * (1 - i / 90) * step / jnp.abs(step).max()
     return logits
 
   before = overlap(logits)

@@ -89,8 +89,8 @@ def ohem_cross_entropy(
     logits: float [B, H, W, K].
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
     threshold: probability in (0, 1).
-    min_kept: how many pixels of the batch count at least, as far as there are labels; None: a
-      sixteenth of all, as the original's 100 000 are of its three crops of 512 x 1024.
+    min_kept: how many of these pixels count at least, as far as there are labels; None: a
+      sixteenth of them, as the original's 100 000 are of its three crops of 512 x 1024.
     axis_name: unused, taken as by the other losses: each device mines its own pixels.
   Returns:
     (total, count): float32 scalars; nats summed over the hard pixels, and how many there are.

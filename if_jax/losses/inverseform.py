@@ -1,7 +1,7 @@
 """The InverseForm loss: how far predicted boundaries seem to have moved from the true ones."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,8 @@ def inverseform(
     edge_logits: float [B, H, W, 1], before the sigmoid.
     edges: float [B, H, W, 1] in {0, 1}.
     inverse_net: (prediction, target) -> [N, P], both float32 [N, tile_size, tile_size, 1] in
-      [0, 1]; its weights are frozen, the gradient flows through the prediction.
+      [0, 1]; its weights are frozen, the gradient flows through the prediction. For empty tiles,
+      too, it must be finite.
     tile_rows: tiles over the height.
     tile_columns: tiles over the width; None: as many as keep them nearly square.
     tile_size: pixels of a tile's side as the network sees it.
@@ -71,8 +72,8 @@ def inverseform(
   Differs: see `inverseform_as_released` and docs/deviations.md.
   """
   _check_maps(edge_logits, edges, valid)
-  distance_fn = _choose('distance', distance, DISTANCES)
-  gradient_fn = _choose('gradient', gradient, _GRADIENTS)
+  distance_fn = choose('distance', distance, DISTANCES)
+  gradient_fn = choose('gradient', gradient, _GRADIENTS)
   if tile_columns is None:
     tile_columns = max(1, round(tile_rows * edges.shape[2] / edges.shape[1]))
   probability = jax.nn.sigmoid(edge_logits.astype(jnp.float32))
@@ -140,9 +141,10 @@ def cut_tiles(maps: jax.Array, rows: int, columns: int, tile_size: int) -> jax.A
     [[[0.0, 1.0], [4.0, 5.0]], [[2.0, 3.0], [6.0, 7.0]]]
 
   """
-  if min(rows, columns, tile_size) < 1:
+  if min(rows, columns) < 1 or tile_size < 2:
     raise ValueError(
-      f'tiles need at least one row, column and pixel, got {rows} x {columns} of {tile_size}'
+      'tiles need at least one row, one column and two pixels, got '
+      f'{rows} x {columns} of {tile_size}'
     )
   maps = resize_bilinear(maps, (rows * tile_size, columns * tile_size))
   return rearrange(maps, 'b (r h) (c w) k -> (b r c) h w k', r=rows, c=columns)
@@ -206,7 +208,8 @@ def _motion(prediction, target, inverse_net):
 _GRADIENTS = {'motion': _motion, 'full': lambda prediction, *_: prediction}
 
 
-def _choose(kind, name, choices):
+def choose(kind: str, name: str, choices: Mapping[str, Callable]) -> Callable:
+  """The choice of that name; ValueError with the nearest if there is none."""
   if name not in choices:
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f' Did you mean {close[0]!r}?' if close else ''

@@ -1,7 +1,6 @@
 """The weighted sum of losses that a network is trained with."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from if_jax.losses.boundary import boundary_bce
 from if_jax.losses.cross_entropy import cross_entropy, edge_attention, ohem_cross_entropy
-from if_jax.losses.inverseform import DISTANCES, InverseNet, inverseform
+from if_jax.losses.inverseform import DISTANCES, InverseNet, choose, inverseform
 from if_jax.losses.rmi import rmi
 from if_jax.ops.boundaries import boundary_map
 
@@ -47,7 +46,7 @@ class LossWeights:
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
-      if value < 0:
+      if not value >= 0:
         raise ValueError(f'the weight of the loss {name} is {value}; give 0 or more')
 
 
@@ -61,6 +60,7 @@ def joint_loss(
   inverse_net: InverseNet | None = None,
   tile_rows: int = 3,
   tile_columns: int | None = None,
+  tile_size: int = 224,
   distance: str = 'euclidean',
   axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -79,19 +79,21 @@ def joint_loss(
     inverse_net: of `inverseform`; None leaves the term out.
     tile_rows: of `inverseform`.
     tile_columns: of `inverseform`.
+    tile_size: of `inverseform`.
     distance: of `inverseform`, 'euclidean' or 'geodesic'.
     axis_name: of the devices that hold the rest of the batch.
   Returns:
     (total, terms): this device's share of the total, float32 (the sum over devices is the loss of
     the whole batch, so that gradients are summed, too), and this device's share of each term's
     unweighted mean; those of the auxiliary outputs start with 'aux_', those by scale read
-    'scale_0.5'. A term that finds nothing to count is 0.
+    'scale_0.5'. A term that finds nothing to count is 0, but 'rmi' keeps the constant that it has
+    for classes an image does not show.
   Raises:
     ValueError: at trace time, for an unknown segmentation loss or distance (the nearest is
       proposed), or shapes that do not fit.
   """
-  _check_choice('segmentation loss', segmentation, SEGMENTATION_LOSSES)
-  _check_choice('distance', distance, DISTANCES)
+  segmentation_fn = choose('segmentation loss', segmentation, SEGMENTATION_LOSSES)
+  choose('distance', distance, DISTANCES)
   num_classes = outputs['logits'].shape[-1]
   edges = boundary_map(labels, radius=boundary_radius, num_classes=num_classes)
   labelled = ((labels >= 0) & (labels < num_classes))[..., None]
@@ -102,6 +104,7 @@ def joint_loss(
       inverse_net=inverse_net,
       tile_rows=tile_rows,
       tile_columns=tile_columns,
+      tile_size=tile_size,
       distance=distance,
     )
   terms_of = functools.partial(
@@ -110,7 +113,7 @@ def joint_loss(
     edges=edges,
     labelled=labelled,
     weights=weights,
-    segmentation_fn=SEGMENTATION_LOSSES[segmentation],
+    segmentation_fn=segmentation_fn,
     inverse_fn=inverse_fn,
     axis_name=axis_name,
   )
@@ -160,10 +163,3 @@ def _share(pair: SumAndCount, axis_name: str | None) -> jax.Array:
   if axis_name is not None:
     count = jax.lax.psum(count, axis_name)
   return total / jnp.maximum(count, 1)
-
-
-def _check_choice(kind: str, name: str, choices: Mapping[str, Callable]) -> None:
-  if name not in choices:
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f' Did you mean {close[0]!r}?' if close else ''
-    raise ValueError(f'unknown {kind} {name!r}; there are {", ".join(choices)}.{hint}')

@@ -185,7 +185,12 @@ def load_inversenet(
       f'the weights in {folder} are of {card["model"]}, not of an inverse network; give a folder '
       'of --mode=train_inversenet or of `python -m convert --model=inversenet`'
     )
-  model = create_inversenet(card['architecture'], num_outputs or card['num_outputs'])
+  missing = [key for key in ('architecture', 'num_outputs', 'tile_size') if key not in card]
+  if missing:
+    raise ValueError(f'the card in {folder} lacks {", ".join(missing)}; make the folder again')
+  if num_outputs is None:
+    num_outputs = card['num_outputs']
+  model = create_inversenet(card['architecture'], num_outputs)
   tile = jnp.zeros((1, card['tile_size'], card['tile_size'], 1))
   expected, given = (
     {path: x.shape for path, x in flatten_dict(tree, sep='/').items()}
@@ -193,7 +198,10 @@ def load_inversenet(
   )
   problems = list_problems(shape_differences(expected, given))
   if problems:
-    raise ValueError(f'the weights in {folder} do not fit {card["architecture"]}: {problems}')
+    raise ValueError(
+      f'the weights in {folder} do not fit {card["architecture"]} with {num_outputs} outputs: '
+      f'{problems}'
+    )
   return model.apply, variables
 
 
