@@ -14,12 +14,13 @@ import numpy as np
 import rich.box
 import tensorboardX
 from jax.typing import ArrayLike
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from if_jax.curves import learning_curves, read_metrics
+from if_jax.curves import PANELS, learning_curves, read_metrics
 from if_jax.pictures import colorize, contact_sheet, error_map, overlay
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
   'overlay',
   'print_table',
   'read_metrics',
+  'save_curves',
 ]
 
 
@@ -179,6 +181,12 @@ def _cut_away(path: pathlib.Path, last_step: float) -> None:
   part = path.with_suffix('.part')
   part.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
   os.replace(part, path)
+
+
+def save_curves(workdir: str | os.PathLike, panels: Mapping[str, Sequence[str]] = PANELS) -> None:
+  """Draws what `metrics.jsonl` holds into `curves.png`, see `learning_curves`."""
+  curves = learning_curves(pathlib.Path(workdir, 'metrics.jsonl'), panels)
+  Image.fromarray(curves).save(pathlib.Path(workdir, 'curves.png'))
 
 
 class Progress:

@@ -1,43 +1,28 @@
-"""Training: the loop around the step."""
+"""Training of segmentation networks."""
 
-import collections
 import functools
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from PIL import Image
 
 from if_jax import parallel
-from if_jax.checkpoints import Checkpoints
 from if_jax.data.augment import Augmentation
 from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
 from if_jax.freezing import check_frozen, freeze_updates
+from if_jax.loop import METRICS_FILE, check_steps, run_steps
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.report import MetricWriter, Progress, learning_curves, read_metrics
+from if_jax.report import read_metrics, save_curves
 from if_jax.settings import load_split, loss_from_config, model_from_config
 from if_jax.train_step import TrainState, train_step
 from if_jax.weights import load_weights, make_card, merge_weights, save_weights
 
-CONFIG_FILE = 'config.json'
 # Settings that may differ when a run goes on.
-_FREE_TO_CHANGE = (
-  'data.root',
-  'data.cache_dir',
-  'data.num_workers',
-  'eval.',
-  'model.remat',
-  'train.checkpoint_every',
-  'train.eval_every',
-  'train.keep_checkpoints',
-  'train.log_every',
-)
+_FREE_TO_CHANGE = ('data.root', 'data.cache_dir', 'data.num_workers', 'eval.', 'model.remat')
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
@@ -54,7 +39,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   Raises:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
-  num_steps, batch_size = config.train.num_steps, config.train.batch_size
   _check(config)
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
@@ -64,7 +48,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   schedule = make_schedule(
     config.optimizer.learning_rate,
-    num_steps,
+    config.train.num_steps,
     power=config.optimizer.power,
     warmup_steps=config.optimizer.warmup_steps,
   )
@@ -87,85 +71,44 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     axis_name=parallel.AXIS,
   )
   p_train_step = parallel.pmap(step_fn, num_constants=1, donate_state=True)
+  make_batches = functools.partial(
+    train_batches,
+    train_set,
+    Augmentation(**config.augment),
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    num_workers=config.data.num_workers,
+    class_uniform=config.data.class_uniform,
+    centroids=centroids,
+  )
+  evaluator = Evaluator(model, eval_set, config)
+  card = make_card(config.model.name, model, train_set.label_set)
 
-  Path(workdir).mkdir(parents=True, exist_ok=True)
-  with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-    state = initial_state(config, model, optimizer)
-    start = checkpoints.latest_step() or 0
-    if start:
-      _check_same_run(config, workdir)
-      state = checkpoints.restore(start, state)
-      print(f'{workdir}: going on at step {start} of {num_steps}')
-    Path(workdir, CONFIG_FILE).write_text(config.to_json_best_effort(indent=2) + '\n')
-    evaluator = Evaluator(model, eval_set, config)
-    card = make_card(config.model.name, model, train_set.label_set)
-    best = Best(workdir, is_new_run=not start)
-    state = parallel.replicate(state)
-    with (
-      MetricWriter(workdir, resume_step=start) as writer,
-      Progress('train', num_steps, images_per_step=batch_size) as progress,
-      train_batches(
-        train_set,
-        Augmentation(**config.augment),
-        batch_size=batch_size,
-        seed=config.seed,
-        start_step=start,
-        num_workers=config.data.num_workers,
-        class_uniform=config.data.class_uniform,
-        centroids=centroids,
-      ) as batches,
-    ):
+  def evaluate(step, state):
+    result = evaluator(state.evaluated)
+    if is_best(workdir, result['miou']):
+      best = {**card, 'step': step, 'miou': float(result['miou'])}
+      save_weights(Path(workdir, 'best'), parallel.fetch(state.evaluated), best)
+    return {name: score for name, score in result.items() if np.ndim(score) == 0}
 
-      def is_due(step, every):
-        return step > 0 and (step % every == 0 or step == num_steps)
-
-      def evaluate_at(step):
-        result = evaluator(state.evaluated)
-        writer.write(step, {k: v for k, v in result.items() if np.ndim(v) == 0}, 'val')
-        best.offer(step, result['miou'], parallel.fetch(state.evaluated), card)
-
-      if is_due(start, config.train.eval_every) and not _is_evaluated(workdir, start):
-        evaluate_at(start)
-      under_way = collections.deque()
-      batches = parallel.prefetch(batches)
-      for step in range(start + 1, num_steps + 1):
-        state, metrics = p_train_step(state, next(batches), loss_fn)
-        under_way.append(metrics)
-        if len(under_way) > parallel.MAX_STEPS_AHEAD:
-          jax.block_until_ready(under_way.popleft())
-        if is_due(step, config.train.log_every):
-          scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
-          writer.write(step, scalars, 'train')
-          progress.update(step, {'loss': scalars['loss']})
-        # Before the evaluation: whatever ends that, the steps are kept.
-        if is_due(step, config.train.checkpoint_every):
-          checkpoints.save(step, parallel.fetch(state))
-        if is_due(step, config.train.eval_every):
-          evaluate_at(step)
+  state = run_steps(
+    lambda state, batch: p_train_step(state, batch, loss_fn),
+    initial_state(config, model, optimizer),
+    make_batches,
+    evaluate,
+    config=config,
+    workdir=workdir,
+    schedule=schedule,
+    free_to_change=_FREE_TO_CHANGE,
+  )
   save_curves(workdir)
   return state
 
 
-def save_curves(workdir: str) -> None:
-  """Draws what `metrics.jsonl` holds into `curves.png`."""
-  curves = learning_curves(Path(workdir, 'metrics.jsonl'))
-  Image.fromarray(curves).save(Path(workdir, 'curves.png'))
-
-
-class Best:
-  """The weights that scored best so far, in `workdir/best`; a new run replaces an older one's."""
-
-  def __init__(self, workdir: str, *, is_new_run: bool):
-    self._folder = Path(workdir, 'best')
-    self._score = -np.inf
-    if not is_new_run and self._folder.is_dir():
-      self._score = load_weights(self._folder)[1].get('miou', -np.inf)
-
-  def offer(self, step: int, score: float, variables: dict, card: dict) -> None:
-    """Keeps the weights if they score higher than those kept."""
-    if score > self._score:
-      self._score = score
-      save_weights(self._folder, variables, {**card, 'step': step, 'miou': float(score)})
+def is_best(workdir: str, score: float) -> bool:
+  """Whether a score, of mean IoU, is above all those that the run has written down."""
+  earlier = (line.get('val/miou') for line in read_metrics(Path(workdir, METRICS_FILE)))
+  return score > max((x for x in earlier if x is not None), default=-np.inf)
 
 
 def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
@@ -187,19 +130,10 @@ def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
 
 def _check(config: ConfigDict) -> None:
   """Raises ValueError for what would go wrong only after minutes."""
-  train = config.train
-  counts = (
-    'batch_size',
-    'num_steps',
-    'accumulation',
-    'log_every',
-    'eval_every',
-    'checkpoint_every',
-  )
-  for key in counts:
-    if train[key] < 1:
-      raise ValueError(f'config.train.{key}={train[key]}; give at least 1')
-  num_devices = parallel.num_devices()
+  check_steps(config)
+  train, num_devices = config.train, parallel.num_devices()
+  if train.accumulation < 1:
+    raise ValueError(f'config.train.accumulation={train.accumulation}; give at least 1')
   if train.batch_size % (num_devices * train.accumulation):
     raise ValueError(
       f'config.train.batch_size={train.batch_size} does not divide by {num_devices} devices '
@@ -207,35 +141,4 @@ def _check(config: ConfigDict) -> None:
     )
   if not 0 <= train.ema_decay < 1:
     raise ValueError(f'config.train.ema_decay={train.ema_decay}; give 0 (none) to below 1')
-  if config.optimizer.warmup_steps >= train.num_steps:
-    raise ValueError(
-      f'config.optimizer.warmup_steps={config.optimizer.warmup_steps} leaves none of '
-      f'config.train.num_steps={train.num_steps} to train at the full rate'
-    )
   Augmentation(**config.augment)
-
-
-def _check_same_run(config: ConfigDict, workdir: str) -> None:
-  """Raises ValueError if the run in `workdir` was started with settings that give other results."""
-  path = Path(workdir, CONFIG_FILE)
-  if not path.is_file():
-    return
-  before, now = (
-    flatten_dict(json.loads(text), sep='.')
-    for text in (path.read_text(), config.to_json_best_effort())
-  )
-  differing = [
-    f'{key} was {before.get(key)!r}, is {now.get(key)!r}'
-    for key in sorted(before | now)
-    if before.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
-  ]
-  if differing:
-    raise ValueError(
-      f'the run in {workdir} has other settings: {"; ".join(differing)}; choose another --workdir, '
-      'or give the settings it was started with'
-    )
-
-
-def _is_evaluated(workdir: str, step: int) -> bool:
-  lines = read_metrics(Path(workdir, 'metrics.jsonl'))
-  return any(line['step'] == step and 'val/miou' in line for line in lines)

@@ -25,8 +25,9 @@ from if_jax.weights import save_weights
 
 # Compiled with few optimisations, in a third of the time.
 fast_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+fast_fit = fast_jit(inversenet._fit, static_argnums=4)
 SIZE = 48
-MATCHER = InverseMatcher(width=8, num_features=4)
+MATCHER = InverseMatcher(width=8, num_features=4, gates=(6.0, 2.0))
 
 
 @functools.cache
@@ -62,21 +63,21 @@ def test_the_fit_to_true_matches_is_the_transform(num_outputs):
   precision[:, 1], matches[:, 1] = 0, -3
   if num_outputs == 8:  # Its basis depends on where a match lies along a line, too.
     precision[:, 0] = 0
-  fit = inversenet._fit(points, matches, precision, 0.0, num_outputs)
+  fit = fast_fit(points, matches, precision, 0.0, num_outputs)
   np.testing.assert_allclose(fit, parameters, atol=1e-4)
 
 
 @pytest.mark.parametrize('num_outputs', [4, 6, 8])
 def test_the_fit_to_nothing_is_the_identity(num_outputs):
   points, matches = np.ones((3, 2), np.float32), np.full((2, 3, 2), 0.5, np.float32)
-  fit = inversenet._fit(points, matches, np.zeros((2, 3, 2, 2), np.float32), 1.0, num_outputs)
+  fit = fast_fit(points, matches, np.zeros((2, 3, 2, 2), np.float32), 1.0, num_outputs)
   np.testing.assert_array_equal(fit, np.zeros((2, num_outputs)))
 
 
 @pytest.mark.parametrize('num_outputs', [4, 6, 8])
 @pytest.mark.parametrize('size', [(16, 16), (32, 64), (80, 80)])
 def test_tiles_may_have_any_size_in_sixteens(num_outputs, size):
-  model = InverseMatcher(num_outputs, width=8, num_features=4)
+  model = MATCHER.clone(num_outputs=num_outputs)
   tile = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), tile, tile)
   apply = functools.partial(model.apply, every_round=True)
@@ -105,7 +106,7 @@ def test_the_matcher_is_the_same_under_jit_in_any_order_and_in_rounds():
   order = [2, 0, 1]
   permuted = apply(variables, prediction[order], target[order])
   np.testing.assert_allclose(permuted, estimate[np.array(order)], atol=1e-5)
-  assert np.ptp(estimate, axis=0).min() > 1e-3
+  assert np.ptp(estimate, axis=0).min() > 1e-4
 
 
 def test_gradients_of_odd_tiles_are_finite():

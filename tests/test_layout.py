@@ -21,6 +21,9 @@ ALLOWED = {
   'metrics': {'boundary_metrics'},
   'boundary_metrics': set(),
   'weights': {'data'},
+  'boundary_pairs': {'data', 'ops'},
+  'inversenet_step': {'boundary_pairs', 'losses', 'ops'},
+  'loop': {'checkpoints', 'data', 'parallel', 'report'},
   'cli': set(),
 }
 
