@@ -181,11 +181,16 @@ def descend(logits, truth, *, inverse_net, loss_fn, steps, rate):
 @functools.partial(jax.jit, static_argnames='loss_fn')
 def _step(state, truth, rng, rate, *, inverse_net, loss_fn):
   logits, momentum, largest = state
-  gradient = jax.grad(loss_fn)(logits, truth, inverse_net, rng)
+  gradient = _gradient(logits, truth, rng, inverse_net=inverse_net, loss_fn=loss_fn)
   size = jnp.sqrt(jnp.mean(gradient**2, axis=(1, 2, 3), keepdims=True) + 1e-20)
   largest = jnp.maximum(largest, size)
   momentum = 0.9 * momentum + gradient
   return logits - rate * momentum / largest, momentum, largest
+
+
+@functools.partial(jax.jit, static_argnames='loss_fn')
+def _gradient(logits, truth, rng, *, inverse_net, loss_fn):
+  return jax.grad(loss_fn)(logits, truth, inverse_net, rng)
 
 
 @jax.jit
@@ -237,7 +242,7 @@ def draw_tiles(logits, truth, ends, inverse_net) -> Figure:
   }
   # The direction of descent.
   slopes = {
-    name: -np.asarray(jax.grad(IDEAS[name])(logits, truth, inverse_net, None))
+    name: -np.asarray(_gradient(logits, truth, None, inverse_net=inverse_net, loss_fn=IDEAS[name]))
     for name in (full, motion)
   }
   num_columns = len(maps) + len(slopes)
