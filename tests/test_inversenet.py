@@ -202,7 +202,7 @@ def test_other_folders_are_told(tmp_path):
   with pytest.raises(ValueError, match='are of hrnet18, not of an inverse network'):
     load_inversenet(tmp_path)
   save_inversenet(tmp_path, 'mlp', card={'num_outputs': 6})
-  with pytest.raises(ValueError, match='do not fit mlp: 2 mis-shaped: params/out/bias'):
+  with pytest.raises(ValueError, match='do not fit mlp with 6 outputs: 2 mis-shaped'):
     load_inversenet(tmp_path)
   save_inversenet(tmp_path, 'mlp', card={'architecture': 'cnn'})
   with pytest.raises(ValueError, match="no inverse network 'cnn'; there are matcher, mlp"):
