@@ -40,8 +40,6 @@ RATES = (1.0, 2.0, 4.0)
 _NUM_TRIAL_TILES = 8
 _NUM_PROFILE_TILES = 50
 _PROFILE_SHIFTS = np.arange(-24, 25, 2)
-# A short memory, for few steps.
-_ADAM = optax.scale_by_adam(b1=0.7)
 
 
 def inverseform_loss(inverse_net, prediction, truth):
@@ -74,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser('python -m benchmarks.basin_of_attraction', description=__doc__)
   add_arguments(parser, num_tiles=200)
   parser.add_argument('--steps', type=int, default=40, help='of each descent')
+  parser.add_argument('--momentum', type=float, default=0.9, help="Adam's first decay rate")
   run(measure, parser, argv)
 
 
@@ -85,7 +84,11 @@ def measure(arguments: argparse.Namespace) -> dict:
   trial, truth = np.split(tiles.truth[: num_trial_tiles + arguments.num_tiles], [num_trial_tiles])
   descents = {
     name: functools.partial(
-      descend, inverse_net=inverse_net, loss_fn=loss_fn, num_steps=arguments.steps
+      descend,
+      inverse_net=inverse_net,
+      loss_fn=loss_fn,
+      num_steps=arguments.steps,
+      momentum=arguments.momentum,
     )
     for name, loss_fn in LOSSES.items()
   }
@@ -124,24 +127,24 @@ def starts(num_tiles: int, seed: int) -> dict[tuple[str, float, str], np.ndarray
   return shifts | scales
 
 
-def descend(parameters, truth, *, inverse_net, loss_fn, num_steps, rate):
+def descend(parameters, truth, *, inverse_net, loss_fn, num_steps, momentum, rate):
   """Where the parameters [N, 4] of the motion of `truth` come to, [N, 4]."""
-  state = _ADAM.init(parameters)
+  state = optax.scale_by_adam(b1=momentum).init(parameters)
+  step_fn = functools.partial(_step, inverse_net=inverse_net, loss_fn=loss_fn, momentum=momentum)
   # A loop in XLA would run the convolutions on one core.
   for i in range(num_steps):
     step_size = rate * PIXEL * (1 - i / num_steps)
-    parameters, state = _step(
-      parameters, state, truth, step_size, inverse_net=inverse_net, loss_fn=loss_fn
-    )
+    parameters, state = step_fn(parameters, state, truth, step_size)
   return parameters
 
 
-@functools.partial(jax.jit, static_argnames='loss_fn')
-def _step(parameters, state, truth, step_size, *, inverse_net, loss_fn):
+@functools.partial(jax.jit, static_argnames=('loss_fn', 'momentum'))
+def _step(parameters, state, truth, step_size, *, inverse_net, loss_fn, momentum):
   def loss(parameters):
     return jnp.sum(loss_fn(inverse_net, warp(truth, parameters), truth))
 
-  direction, state = _ADAM.update(jax.grad(loss)(parameters), state)
+  adam = optax.scale_by_adam(b1=momentum)
+  direction, state = adam.update(jax.grad(loss)(parameters), state)
   return parameters - step_size * direction, state
 
 

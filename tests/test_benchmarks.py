@@ -106,6 +106,7 @@ def test_descent_ends_where_the_loss_is_least():
     inverse_net=centroid_net,
     loss_fn=basin_of_attraction.inverseform_loss,
     num_steps=30,
+    momentum=0.7,
     rate=1.0,
   )
   assert not basin_of_attraction.within(start, 5).any()
