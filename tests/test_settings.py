@@ -40,15 +40,15 @@ def test_a_key_that_does_not_exist_cannot_be_set():
 
 @pytest.fixture
 def loaded(monkeypatch):
-  """The inverse networks that were asked for; a stand-in is given."""
-  names = []
+  """The inverse networks that were asked for, and their outputs; a stand-in is given."""
+  asked = []
 
-  def load(name):
-    names.append(name)
+  def load(name, *, num_outputs):
+    asked.append((name, num_outputs))
     return lambda scale, a, b: scale * jnp.mean(a - b, (1, 2)), np.float32([1, 2, 3, 4])
 
   monkeypatch.setattr(settings, 'load_inversenet', load)
-  return names
+  return asked
 
 
 def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
@@ -58,10 +58,14 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
   config.loss.segmentation = 'ohem'
   config.loss.distance = 'geodesic'
   config.loss.boundary_radius = 1
+  config.loss.num_outputs = 6
   config.loss.tile_rows = 2
+  config.loss.tile_size = 64
+  config.loss.num_outputs = 8
+  config.loss.tile_size = 64
   config.loss.weights.attention = 0.7
   loss_fn = loss_from_config(config, axis_name='devices')
-  assert loaded == ['some/folder']
+  assert loaded == [('some/folder', 6)]
   # An argument for a compiled step, not a constant in it.
   (variables,) = jax.tree.leaves(loss_fn)
   np.testing.assert_array_equal(variables, [1, 2, 3, 4])
@@ -74,6 +78,7 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
     'segmentation': 'ohem',
     'boundary_radius': 1,
     'tile_rows': 2,
+    'tile_size': 64,
     'distance': 'geodesic',
     'axis_name': 'devices',
   }
