@@ -61,8 +61,6 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
   config.loss.num_outputs = 6
   config.loss.tile_rows = 2
   config.loss.tile_size = 64
-  config.loss.num_outputs = 8
-  config.loss.tile_size = 64
   config.loss.weights.attention = 0.7
   loss_fn = loss_from_config(config, axis_name='devices')
   assert loaded == [('some/folder', 6)]
