@@ -106,6 +106,7 @@ SMALL = (
   '--config.data.class_uniform=0.5',
   '--config.augment.crop_size=(64,96)',
   '--config.loss.tile_rows=1',
+  '--config.loss.tile_size=64',
   '--config.train.batch_size=2',
   '--config.train.num_steps=4',
   '--config.train.ema_decay=0.9',
