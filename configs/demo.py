@@ -18,10 +18,10 @@ def get_config() -> ConfigDict:
   config.augment.saturation = 0.1
   config.augment.hue = 0.05
   config.train.batch_size = 8
-  config.train.num_steps = 200
+  config.train.num_steps = 150
   config.train.log_every = 10
-  config.train.eval_every = 200
-  config.train.checkpoint_every = 200
+  config.train.eval_every = 150
+  config.train.checkpoint_every = 150
   # Two tiles to each crop instead of 18, which enlarge it less and cost less.
   config.loss.tile_rows = 1
   config.optimizer.name = 'adamw'
