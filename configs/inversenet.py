@@ -4,6 +4,10 @@ python main.py --mode=train_inversenet --config=configs/inversenet.py --workdir=
   --config.sources.camvid=/data/camvid
 
 The weights end in WORKDIR/inversenet; a training takes them by --config.loss.inversenet=FOLDER.
+
+The default in the package is of this command with --config.sources.streets=200: 15 minutes on two
+cores beside other work; shift error 1.75 pixels per axis and 0.023 in log-scale on clean crops of
+both validation splits. More in docs/inversenet.md.
 """
 
 from ml_collections import ConfigDict
