@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -99,6 +100,24 @@ def prepare_torch() -> dict[str, object]:
     'threads': torch.get_num_threads(),
     'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
   }
+
+
+def product_peak(dtype: jax.typing.DTypeLike, *, size: int | None = None) -> float:
+  """Measures the FLOP/s of a large matrix product, by JAX or by PyTorch, whichever is faster.
+
+  Args:
+    dtype: float32 or bfloat16.
+    size: of the square matrices; None: enough for a CPU, or for an accelerator.
+  """
+  import torch
+
+  size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
+  a = jnp.ones((size, size), dtype)
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  b = torch.ones((size, size), dtype=getattr(torch, jnp.dtype(dtype).name), device=device)
+  products = {'jax': lambda: jnp.dot(a, a), 'torch': lambda: b @ b}
+  seconds = alternate(products, rounds=5)
+  return 2 * size**3 / min(min(times) for times in seconds.values())
 
 
 def _wait_for(result):
