@@ -109,6 +109,11 @@ def get_config() -> ConfigDict:
   config.loss.tile_size = 224
   # euclidean, or geodesic, which is blind to scales: give it 8 outputs, as the paper does.
   config.loss.distance = 'euclidean'
+  # motion: the InverseForm term only moves boundaries; full: it also draws what pleases the inverse
+  # network; as_released: nothing learns from it.
+  config.loss.gradient = 'motion'
+  # Share of the steps that are taken before the InverseForm term counts.
+  config.loss.inverseform_start = 0.0
   # Transform parameters: 4 (shifts and scales), 6 (affine) or 8 (homography). 0: as trained.
   config.loss.num_outputs = 0
 

@@ -41,10 +41,13 @@ def model_from_card(config: ConfigDict, card: dict[str, Any]):
 
 
 def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Partial:
-  """The loss of `config.loss`, `(outputs, labels) -> (total, terms)`; see `joint_loss`.
+  """The loss of `config.loss`, `(outputs, labels, step) -> (total, terms)`; see `joint_loss`.
 
   The inverse network is loaded if the loss uses it; its parameters are the leaves of the result.
   """
+  start = config.loss.inverseform_start
+  if not 0 <= start < 1:
+    raise ValueError(f'config.loss.inverseform_start={start}; give 0 (at once) to below 1')
   weights = LossWeights(**config.loss.weights)
   inverse_net = None
   if weights.inverseform and config.loss.inversenet and config.model.edge_head:
@@ -58,6 +61,8 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
     tile_rows=config.loss.tile_rows,
     tile_size=config.loss.tile_size,
     distance=config.loss.distance,
+    gradient=config.loss.gradient,
+    inverseform_from=round(start * config.train.num_steps),
     axis_name=axis_name,
   )
   return Partial(loss_fn, inverse_net=inverse_net)

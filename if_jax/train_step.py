@@ -43,7 +43,9 @@ class TrainState(flax.struct.PyTreeNode):
 def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
-  loss_fn: Callable[[dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+  loss_fn: Callable[
+    [dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+  ],
   *,
   model,
   optimizer: optax.GradientTransformation,
@@ -63,8 +65,9 @@ def train_step(
   Args:
     state: the same on all devices.
     batch: this device's part: 'image' uint8 [B, H, W, 3] RGB, 'label' int32 [B, H, W].
-    loss_fn: `(outputs, labels) -> (total, terms)` of this device. An argument, not a constant:
-      a `jax.tree_util.Partial` carries the inverse network's parameters, up to 400 MB.
+    loss_fn: `(outputs, labels, step) -> (total, terms)` of this device; step is how many went
+      before. An argument, not a constant: a `jax.tree_util.Partial` carries the inverse network's
+      parameters, up to 400 MB.
     model: of `create_model`, with the same `axis_name`.
     optimizer: of `make_optimizer`, and of `freeze_updates` if anything is frozen.
     seed: of dropout.
@@ -88,7 +91,7 @@ def train_step(
         mutable=['batch_stats'],
         rngs={'dropout': rng},
       )
-    total, terms = loss_fn(outputs, part['label'])
+    total, terms = loss_fn(outputs, part['label'], state.step)
     return total, ({'loss': total, **terms}, updated['batch_stats'])
 
   gradients_of = jax.grad(loss_of_part, has_aux=True)

@@ -14,6 +14,7 @@ from if_jax.losses import (
   cross_entropy,
   edge_attention,
   inverseform,
+  inverseform_as_released,
   joint_loss,
   ohem_cross_entropy,
   rmi,
@@ -184,6 +185,44 @@ def test_without_a_network_there_is_no_inverseform():
   assert set(terms) == {'segmentation', 'boundary', 'attention'}
 
 
+def test_a_gradient_as_released_teaches_nothing():
+  outputs, labels = _outputs('edge_logits', 'aux_logits', 'aux_edge_logits'), _labels()
+  released, without = (
+    fast_jit(jax.value_and_grad(_joint(**options), has_aux=True))(outputs, labels)
+    for options in ({'gradient': 'as_released', 'tile_size': 16}, {'inverse_net': None})
+  )
+  (total, terms), gradients = released
+  edges = boundary_map(labels, num_classes=4)
+  term, count = inverseform_as_released(outputs['edge_logits'], edges, _inverse_net, tile_size=16)
+  np.testing.assert_allclose(terms['inverseform'], term / count, rtol=1e-5)
+  assert terms['inverseform'] > 0
+  np.testing.assert_allclose(total, without[0][0] + 0.3 * 1.4 * terms['inverseform'], rtol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, gradients, without[1])
+
+
+def test_the_gradient_is_that_of_inverseform():
+  outputs, labels = _outputs('edge_logits'), _labels()
+  edges, valid = boundary_map(labels, num_classes=4), (labels < 4)[..., None]
+  weights = LossWeights(segmentation=0, boundary=0, attention=0)
+  options = {'gradient': 'full', 'tile_size': 16, **GRID}
+
+  def term(edge_logits):
+    total, count = inverseform(edge_logits, edges, _inverse_net, valid=valid, **options)
+    return 0.3 * total / count
+
+  joint = jax.grad(lambda x: _joint(weights=weights, **options)(outputs | x, labels)[0])
+  found = joint({'edge_logits': outputs['edge_logits']})['edge_logits']
+  np.testing.assert_allclose(found, jax.grad(term)(outputs['edge_logits']), rtol=1e-5, atol=1e-9)
+
+
+def test_before_its_step_inverseform_is_but_measured():
+  outputs, labels = _outputs('edge_logits'), _labels()
+  loss = _joint(inverseform_from=10, tile_size=16)
+  (early, terms), (late, terms_late) = loss(outputs, labels, 9), loss(outputs, labels, 10)
+  assert terms['inverseform'] == terms_late['inverseform'] > 0
+  np.testing.assert_allclose(late - early, 0.3 * terms['inverseform'], rtol=1e-4)
+
+
 def test_edge_logits_of_ignored_pixels_do_not_matter():
   """Neither padding nor void is trained as `no boundary`."""
   outputs, labels = _everything(), _labels()
@@ -235,6 +274,7 @@ def test_jit_equals_eager():
   [
     ({'segmentation': 'cross-entropy'}, "segmentation loss 'cross-entropy'.*'cross_entropy'"),
     ({'distance': 'euclidian'}, "distance 'euclidian'.*'euclidean'"),
+    ({'gradient': 'as_release'}, "gradient 'as_release'.*'as_released'"),
   ],
 )
 def test_the_nearest_choice_is_proposed(choice, message):

@@ -61,6 +61,9 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
   config.loss.num_outputs = 6
   config.loss.tile_rows = 2
   config.loss.tile_size = 64
+  config.loss.gradient = 'full'
+  config.loss.inverseform_start = 0.25
+  config.train.num_steps = 1000
   config.loss.weights.attention = 0.7
   loss_fn = loss_from_config(config, axis_name='devices')
   assert loaded == [('some/folder', 6)]
@@ -78,8 +81,17 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
     'tile_rows': 2,
     'tile_size': 64,
     'distance': 'geodesic',
+    'gradient': 'full',
+    'inverseform_from': 250,
     'axis_name': 'devices',
   }
+
+
+def test_a_start_beyond_the_training_is_refused():
+  config = default.get_config()
+  config.loss.inverseform_start = 1.0
+  with pytest.raises(ValueError, match=r'inverseform_start=1.0; give 0 \(at once\) to below 1'):
+    loss_from_config(config)
 
 
 @pytest.mark.parametrize('without', ['network', 'weight', 'edge head'])

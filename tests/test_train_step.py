@@ -116,6 +116,25 @@ def test_a_step_lowers_the_loss():
   np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
 
 
+def test_the_inverseform_term_counts_from_its_step():
+  optimizer = make_optimizer(make_schedule(0.1, 100))
+  model, batch = TinyModel(), make_batch()
+  states = {}
+  for name, options in (
+    ('never', {'weights': LossWeights(inverseform=0)}),
+    ('late', {'inverseform_from': 2}),
+  ):
+    step, loss_fn = jit(make_step(model, optimizer)), make_whole_loss(**options)
+    states[name] = [make_state(model, optimizer)]
+    for _ in range(3):
+      states[name].append(step(states[name][-1], batch, loss_fn)[0])
+  same = [
+    all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+    for pair in zip(*([s.params for s in of_one] for of_one in states.values()), strict=True)
+  ]
+  assert same == [True, True, True, False]
+
+
 def test_dropout_differs_by_step_and_repeats_by_seed():
   optimizer = make_optimizer(make_schedule(0.0, 100))
   model, loss_fn = TinyModel(dropout=0.5), make_loss()
@@ -195,7 +214,8 @@ def test_a_step_in_parts_is_the_mean_of_steps_on_them():
 def test_parts_make_no_difference_where_images_count_one_by_one():
   """Batch norm by its running statistics, and a loss that is a mean over images."""
 
-  def loss_fn(outputs, labels):
+  def loss_fn(outputs, labels, step):
+    del step
     error = jnp.mean(jnp.square(outputs['logits'] - labels[..., None] % 255))
     return error, {'error': error}
 
@@ -331,7 +351,8 @@ def take_a_step_with_each(model, combinations):
   """From the same state; compiled once for all of these losses."""
   losses = [make_whole_loss(**options) for options in combinations]
 
-  def loss_fn(which, outputs, labels):
+  def loss_fn(which, outputs, labels, step):
+    del step
     total = jax.lax.switch(which, [lambda *a, f=f: f(*a)[0] for f in losses], outputs, labels)
     return total, {}
 

@@ -73,7 +73,7 @@ def inverseform(
   """
   _check_maps(edge_logits, edges, valid)
   distance_fn = choose('distance', distance, DISTANCES)
-  gradient_fn = choose('gradient', gradient, _GRADIENTS)
+  gradient_fn = choose('gradient', gradient, GRADIENTS)
   if tile_columns is None:
     tile_columns = max(1, round(tile_rows * edges.shape[2] / edges.shape[1]))
   probability = jax.nn.sigmoid(edge_logits.astype(jnp.float32))
@@ -205,7 +205,7 @@ def _motion(prediction, target, inverse_net):
   return keep_motion(prediction, num_outputs if num_outputs in NUM_PARAMETERS else 8)
 
 
-_GRADIENTS = {'motion': _motion, 'full': lambda prediction, *_: prediction}
+GRADIENTS = {'motion': _motion, 'full': lambda prediction, *_: prediction}
 
 
 def choose(kind: str, name: str, choices: Mapping[str, Callable]) -> Callable:

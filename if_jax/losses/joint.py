@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from if_jax.losses.boundary import boundary_bce
 from if_jax.losses.cross_entropy import cross_entropy, edge_attention, ohem_cross_entropy
-from if_jax.losses.inverseform import DISTANCES, InverseNet, choose, inverseform
+from if_jax.losses.inverseform import (
+  DISTANCES,
+  GRADIENTS,
+  InverseNet,
+  choose,
+  inverseform,
+  inverseform_as_released,
+)
 from if_jax.losses.rmi import rmi
 from if_jax.ops.boundaries import boundary_map
 
@@ -18,6 +25,18 @@ SumAndCount = tuple[jax.Array, jax.Array]
 
 # Name -> (logits, labels, axis_name) to SumAndCount.
 SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
+
+
+def _as_released(edge_logits, edges, *, inverse_net, tile_size, **_):
+  """The release has a grid of its own, one distance, and no pixels that are not valid."""
+  return inverseform_as_released(edge_logits, edges, inverse_net, tile_size=tile_size)
+
+
+# Name of a gradient -> the InverseForm term that has it.
+INVERSEFORM_LOSSES = {
+  **{name: functools.partial(inverseform, gradient=name) for name in GRADIENTS},
+  'as_released': _as_released,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +72,7 @@ class LossWeights:
 def joint_loss(
   outputs: Mapping[str, jax.Array | Mapping[float, jax.Array]],
   labels: jax.Array,
+  step: jax.Array | int = 0,
   *,
   weights: LossWeights,
   segmentation: str = 'cross_entropy',
@@ -62,6 +82,8 @@ def joint_loss(
   tile_columns: int | None = None,
   tile_size: int = 224,
   distance: str = 'euclidean',
+  gradient: str = 'motion',
+  inverseform_from: int = 0,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The total loss of a training step and its terms.
@@ -73,6 +95,7 @@ def joint_loss(
     outputs: of a model in training: 'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits',
       and by scale 'scale_logits'.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing in any term.
+    step: how many steps of the training went before.
     weights: of the terms.
     segmentation: 'cross_entropy' (class-weighted), 'ohem' (hard pixels) or 'rmi' (regions).
     boundary_radius: pixels, of the boundary maps made from the labels.
@@ -81,6 +104,9 @@ def joint_loss(
     tile_columns: of `inverseform`.
     tile_size: of `inverseform`.
     distance: of `inverseform`, 'euclidean' or 'geodesic'.
+    gradient: of `inverseform`, 'motion' or 'full'; or 'as_released': `inverseform_as_released` in
+      its place, from which nothing is learnt.
+    inverseform_from: step from which `inverseform` counts in the total; before, it is but measured.
     axis_name: of the devices that hold the rest of the batch.
   Returns:
     (total, terms): this device's share of the total, float32 (the sum over devices is the loss of
@@ -89,18 +115,19 @@ def joint_loss(
     'scale_0.5'. A term that finds nothing to count is 0, but 'rmi' keeps the constant that it has
     for classes an image does not show.
   Raises:
-    ValueError: at trace time, for an unknown segmentation loss or distance (the nearest is
-      proposed), or shapes that do not fit.
+    ValueError: at trace time, for an unknown segmentation loss, distance or gradient (the nearest
+      is proposed), or shapes that do not fit.
   """
   segmentation_fn = choose('segmentation loss', segmentation, SEGMENTATION_LOSSES)
   choose('distance', distance, DISTANCES)
+  inverseform_fn = choose('gradient', gradient, INVERSEFORM_LOSSES)
   num_classes = outputs['logits'].shape[-1]
   edges = boundary_map(labels, radius=boundary_radius, num_classes=num_classes)
   labelled = ((labels >= 0) & (labels < num_classes))[..., None]
   inverse_fn = None
   if inverse_net is not None and weights.inverseform:
     inverse_fn = functools.partial(
-      inverseform,
+      inverseform_fn,
       inverse_net=inverse_net,
       tile_rows=tile_rows,
       tile_columns=tile_columns,
@@ -115,6 +142,7 @@ def joint_loss(
     weights=weights,
     segmentation_fn=segmentation_fn,
     inverse_fn=inverse_fn,
+    inverseform_weight=jnp.where(step < inverseform_from, 0, weights.inverseform),
     axis_name=axis_name,
   )
   terms = terms_of(outputs['logits'], outputs.get('edge_logits'))
@@ -139,8 +167,9 @@ def _terms(
   weights: LossWeights,
   segmentation_fn: Callable[..., SumAndCount],
   inverse_fn: Callable[..., SumAndCount] | None,
+  inverseform_weight: jax.Array,
   axis_name: str | None,
-) -> dict[str, tuple[float, SumAndCount]]:
+) -> dict[str, tuple[float | jax.Array, SumAndCount]]:
   """Name -> (weight, (sum, count)) of one pair of outputs."""
   segmentation = segmentation_fn(logits, labels, axis_name=axis_name)
   terms = {'segmentation': (weights.segmentation, segmentation)}
@@ -153,7 +182,7 @@ def _terms(
     attention = edge_attention(logits, labels, edge_logits, axis_name=axis_name)
     terms['attention'] = weights.attention, attention
   if inverse_fn is not None:
-    terms['inverseform'] = weights.inverseform, inverse_fn(edge_logits, edges, valid=labelled)
+    terms['inverseform'] = inverseform_weight, inverse_fn(edge_logits, edges, valid=labelled)
   return terms
 
 
