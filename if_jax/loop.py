@@ -2,6 +2,7 @@
 
 import collections
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def run_steps(
         evaluate_at(start)
       under_way = collections.deque()
       batches = parallel.prefetch(batches)
+      # The rate is that of the steps alone, since one of these was due.
+      pauses = train.log_every, train.checkpoint_every, train.eval_every
+      timed_from, timed_since = start, time.perf_counter()
       for step in range(start + 1, train.num_steps + 1):
         state, metrics = step_fn(state, next(batches))
         under_way.append(metrics)
@@ -90,6 +94,8 @@ def run_steps(
           jax.block_until_ready(under_way.popleft())
         if is_due(step, train.log_every):
           scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
+          images = (step - timed_from) * train.batch_size
+          scalars['images_per_second'] = images / (time.perf_counter() - timed_since)
           writer.write(step, scalars, 'train')
           progress.update(step, {'loss': scalars['loss']})
         # Before the evaluation: whatever ends that, the steps are kept.
@@ -97,6 +103,8 @@ def run_steps(
           checkpoints.save(step, parallel.fetch(state))
         if is_due(step, train.eval_every):
           evaluate_at(step)
+        if any(is_due(step, every) for every in pauses):
+          timed_from, timed_since = step, time.perf_counter()
   return state
 
 

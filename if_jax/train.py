@@ -29,7 +29,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   """Trains a model, evaluates it on the way, and leaves everything in `workdir`.
 
   A run that was interrupted goes on from its newest checkpoint. `workdir` holds `config.json`,
-  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in `best/` the weights that scored best.
+  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, in `best/` the weights that scored best, and in
+  `last/` those it ended with.
 
   Args:
     config: see configs/default.py.
@@ -89,7 +90,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     if is_best(workdir, result['miou']):
       best = {**card, 'step': step, 'miou': float(result['miou'])}
       save_weights(Path(workdir, 'best'), parallel.fetch(state.evaluated), best)
-    return {name: score for name, score in result.items() if np.ndim(score) == 0}
+    per_class = zip(train_set.label_set.class_names, result['iou'], strict=True)
+    scalars = {name: score for name, score in result.items() if np.ndim(score) == 0}
+    return scalars | {f'iou/{name}': iou for name, iou in per_class}
 
   state = run_steps(
     lambda state, batch: p_train_step(state, batch, loss_fn),
@@ -101,6 +104,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     schedule=schedule,
     free_to_change=_FREE_TO_CHANGE,
   )
+  last = {**card, 'step': config.train.num_steps}
+  save_weights(Path(workdir, 'last'), parallel.fetch(state.evaluated), last)
   save_curves(workdir)
   return state
 

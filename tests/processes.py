@@ -1,5 +1,6 @@
 """Running code in processes of its own: other device counts, the real command line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,12 @@ def run_python(*arguments: str, devices: int = 1, timeout: float = 300):
     text=True,
     timeout=timeout,
   )
+
+
+def metrics_of(workdir: Path) -> list[dict]:
+  """What a run wrote down, but for how fast it was."""
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [{k: v for k, v in line.items() if k != 'train/images_per_second'} for line in lines]
 
 
 def run_main(*arguments: str, **options):

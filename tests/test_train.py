@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from processes import run_main
+from processes import metrics_of, run_main
 
 from configs import default
 from if_jax.models.layers import BatchNorm, Conv
@@ -123,7 +123,7 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path):
   assert run.returncode == 0, run.stderr
   assert 'train 4/4' in run.stderr
   assert json.loads((whole / 'config.json').read_text())['train']['num_steps'] == 4
-  lines = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  lines = metrics_of(whole)
   assert [line['step'] for line in lines if 'train/loss' in line] == [1, 2, 3, 4]
   assert [line['step'] for line in lines if 'val/miou' in line] == [2, 4]
   assert all(np.isfinite(line['train/loss']) for line in lines if 'train/loss' in line)
@@ -132,20 +132,26 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path):
   _, card = load_weights(whole / 'best')
   best = max((line for line in lines if 'val/miou' in line), key=lambda line: line['val/miou'])
   assert (card['model'], card['step']) == ('hrnet16_slim', best['step'])
+  assert load_weights(whole / 'last')[1]['step'] == 4
+  ious = [score for name, score in lines[-1].items() if name.startswith('val/iou/')]
+  assert np.mean([iou for iou in ious if iou is not None]) == pytest.approx(lines[-1]['val/miou'])
+  with (whole / 'metrics.jsonl').open() as file:
+    rates = [json.loads(line).get('train/images_per_second', 0) for line in file]
+  assert [rate > 0 for rate in rates] == ['train/loss' in line for line in lines]
 
   shutil.copytree(whole, resumed)
   shutil.rmtree(resumed / 'checkpoints' / '4')
   again = run_main(*SMALL, f'--workdir={resumed}', devices=2)
   assert again.returncode == 0, again.stderr
-  lines_again = [json.loads(line) for line in (resumed / 'metrics.jsonl').read_text().splitlines()]
-  assert lines_again == lines
-  expected, actual = (flatten_dict(load_weights(run / 'best')[0]) for run in (whole, resumed))
-  for path, array in expected.items():
-    np.testing.assert_array_equal(actual[path], array)
+  assert metrics_of(resumed) == lines
+  for folder in ('best', 'last'):
+    expected, actual = (flatten_dict(load_weights(run / folder)[0]) for run in (whole, resumed))
+    for path, array in expected.items():
+      np.testing.assert_array_equal(actual[path], array)
 
   other = run_main(*SMALL, f'--workdir={whole}', '--config.optimizer.momentum=0.5', devices=2)
   assert other.returncode == 2
   assert 'optimizer.momentum was 0.9, is 0.5' in other.stderr
   finished = run_main(*SMALL, f'--workdir={whole}', devices=2)
   assert finished.returncode == 0, finished.stderr
-  assert (whole / 'metrics.jsonl').read_text().splitlines() == [json.dumps(x) for x in lines]
+  assert metrics_of(whole) == lines

@@ -1,14 +1,13 @@
 """The training of inverse networks: it learns, it resumes, it runs from the command line."""
 
 import functools
-import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import run_main
+from processes import metrics_of, run_main
 
 from configs import inversenet as inversenet_config
 from if_jax import inversenet_step
@@ -179,7 +178,7 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path, monkeypatc
   run = run_main(*SMALL, f'--workdir={whole}', devices=2)
   assert run.returncode == 0, run.stderr
   assert f'--config.loss.inversenet={whole}/inversenet' in run.stdout
-  lines = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  lines = metrics_of(whole)
   assert [line['step'] for line in lines if 'train/loss' in line] == [1, 2, 3, 4]
   scores = [line for line in lines if 'val/clean_shift_error' in line]
   assert [line['step'] for line in scores] == [2, 4]
@@ -197,7 +196,7 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path, monkeypatc
   again = run_main(*SMALL, f'--workdir={resumed}', devices=2)
   assert again.returncode == 0, again.stderr
   assert 'going on at step 2 of 4' in again.stdout
-  assert (resumed / 'metrics.jsonl').read_text() == (whole / 'metrics.jsonl').read_text()
+  assert metrics_of(resumed) == lines
   for file in ('model.safetensors', 'config.json'):
     assert (resumed / 'inversenet' / file).read_bytes() == (
       whole / 'inversenet' / file
