@@ -1,5 +1,6 @@
 """Resizing and warping against PyTorch's numbers."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map
+from if_jax.ops.convolution import conv2d
 from if_jax.ops.resize import _weights, resize_bilinear
 from if_jax.ops.warp import affine_warp, homography_warp
 
@@ -36,6 +38,22 @@ def test_whole_factors_equal_the_general_path(size):
   rows, columns = _weights(6, size[0], False), _weights(9, size[1], False)
   expected = np.einsum('ph,bhwc,qw->bpqc', rows, image, columns)
   np.testing.assert_allclose(resize_bilinear(image, size), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('size', [(18, 12), (24, 12), (6, 36), (7, 13), (3, 5), (12, 1)])
+def test_the_gradient_of_a_resize_is_its_transpose(size, align_corners):
+  shape = (2, 6, 1 if size[1] == 1 else 12, 3)
+  rng = np.random.default_rng(0)
+  image, gradient = rng.normal(size=shape), rng.normal(size=(2, *size, 3))
+  resize = functools.partial(resize_bilinear, size=size, align_corners=align_corners)
+  actual = jax.vjp(resize, jnp.float32(image))[1](jnp.float32(gradient))[0]
+  rows, columns = (
+    np.asarray(_weights(old, new, align_corners and old != new))
+    for old, new in zip(shape[1:3], size, strict=True)
+  )
+  expected = np.einsum('bYXc,Yy,Xx->byxc', gradient, rows, columns)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_resize_keeps_constants_and_dtype():
@@ -179,3 +197,26 @@ def test_blur_matches_scipy_for_each_map_by_its_own_sigma():
   for blurred, sharp, sigma in zip(actual, maps, (0.7, 1.5), strict=True):
     expected = gaussian_filter(sharp[..., 0], sigma, mode='constant', radius=6)
     np.testing.assert_allclose(blurred[..., 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('kernel_size', 'stride', 'padding', 'size'),
+  [(3, 1, 1, (7, 9)), (3, 1, 1, (1, 2)), (3, 2, 1, (7, 8)), (1, 1, 0, (4, 5)), (2, 2, 0, (6, 8))],
+)
+def test_convolution_and_its_gradients_match_pytorch(kernel_size, stride, padding, size):
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, *size, 3)).astype(np.float32)
+  kernel = rng.normal(size=(kernel_size, kernel_size, 3, 4)).astype(np.float32)
+  convolve = functools.partial(conv2d, stride=stride, padding=padding)
+  result, transpose = jax.vjp(convolve, jnp.asarray(x), jnp.asarray(kernel))
+  gradient = rng.normal(size=result.shape).astype(np.float32)
+
+  inputs = [torch.from_numpy(a).requires_grad_() for a in (x, kernel)]
+  expected = torch.nn.functional.conv2d(
+    inputs[0].permute(0, 3, 1, 2), inputs[1].permute(3, 2, 0, 1), stride=stride, padding=padding
+  ).permute(0, 2, 3, 1)
+  expected.backward(torch.from_numpy(gradient))
+  np.testing.assert_allclose(result, expected.detach().numpy(), atol=1e-5)
+  for actual, wanted in zip(transpose(jnp.asarray(gradient)), inputs, strict=True):
+    np.testing.assert_allclose(actual, wanted.grad.numpy(), atol=2e-5)

@@ -70,10 +70,11 @@ class InverseMatcher(nn.Module):
         f'prediction and target must both be [N, T, T, 1] with T a multiple of {2 * CELL}, got '
         f'{prediction.shape} and {target.shape}'
       )
-    features = self._features(jnp.concatenate([prediction, target]))
-    points = pixel_centres(features.shape[1:3])
+    # Not in one batch: the target needs no gradient, and is the same for all of a model's heads.
+    features_of = self._features()
+    queries, keys = features_of(prediction), features_of(target)
+    points = pixel_centres(keys.shape[1:3])
     # Every other cell of the prediction, along both axes, is enough to fit to.
-    queries, keys = jnp.split(features, 2)
     queries = rearrange(queries[:, ::2, ::2], 'n h w c -> n (h w) c')
     keys = rearrange(keys, 'n h w c -> n (h w) c')
     query_points = rearrange(points[::2, ::2], 'h w d -> (h w) d')
@@ -103,13 +104,18 @@ class InverseMatcher(nn.Module):
       estimates.append(estimate)
     return jnp.stack(estimates) if every_round else estimate
 
-  def _features(self, maps):
-    """[N, T, T, 1] to [N, T / 8, T / 8, num_features]."""
-    # Blocks of pixels as channels: convolutions of one channel are slow everywhere.
-    x = rearrange(maps, 'n (h a) (w b) 1 -> n h w (a b)', a=CELL // 2, b=CELL // 2)
-    x = nn.relu(nn.Conv(self.width, (3, 3), strides=2, padding=1, name='down')(x))
-    x = nn.relu(nn.Conv(self.width, (3, 3), padding=1, name='context')(x))
-    return nn.Conv(self.num_features, (3, 3), padding=1, use_bias=False, name='features')(x)
+  def _features(self):
+    """A function of [N, T, T, 1] that gives [N, T / 8, T / 8, num_features]."""
+    down = nn.Conv(self.width, (3, 3), strides=2, padding=1, name='down')
+    context = nn.Conv(self.width, (3, 3), padding=1, name='context')
+    features = nn.Conv(self.num_features, (3, 3), padding=1, use_bias=False, name='features')
+
+    def apply(maps):
+      # Blocks of pixels as channels: convolutions of one channel are slow everywhere.
+      x = rearrange(maps, 'n (h a) (w b) 1 -> n h w (a b)', a=CELL // 2, b=CELL // 2)
+      return features(nn.relu(context(nn.relu(down(x)))))
+
+    return apply
 
 
 class InverseMLP(nn.Module):

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from if_jax.ops.convolution import conv2d
+
 Dtype = Any
 ModuleDef = Callable[..., nn.Module]
 
@@ -16,10 +18,7 @@ BATCH_NORM_EPSILON = 1e-5
 
 
 class Conv(nn.Module):
-  """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`.
-
-  A 1x1 kernel is applied as a matrix product: on XLA's CPU backend 2.5 to 4 times faster.
-  """
+  """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`."""
 
   features: int
   kernel_size: int = 1
@@ -34,18 +33,8 @@ class Conv(nn.Module):
     shape = (k, k, x.shape[-1], self.features)
     init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
     kernel = self.param('kernel', init, shape).astype(self.dtype)
-    x = x.astype(self.dtype)
-    if k == 1 and self.stride == 1:
-      x = jnp.tensordot(x, kernel[0, 0], 1)
-    else:
-      padding = k // 2 if self.padding is None else self.padding
-      x = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(self.stride, self.stride),
-        padding=[(padding, padding)] * 2,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
+    padding = k // 2 if self.padding is None else self.padding
+    x = conv2d(x.astype(self.dtype), kernel, self.stride, padding)
     if self.use_bias:
       x = x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
     return x
