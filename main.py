@@ -47,6 +47,9 @@ def main() -> int:
     )
 
   # Imported late: a mistake above is told at once, and these take seconds.
+  from if_jax.compilation_cache import keep_compiled_programs
+
+  keep_compiled_programs()
   if mode == 'train':
     from if_jax.train import train_and_evaluate
 

@@ -112,7 +112,7 @@ class Predictor:
     if known < len(self._sizes) == _FEW_SIZES + 1:
       logging.warning(
         'The images have more than %d sizes, and the network is compiled for each. Resize them to '
-        'a few sizes, or set JAX_COMPILATION_CACHE_DIR to a folder that keeps it for later runs.',
+        'a few sizes; what is compiled now is kept for later runs.',
         _FEW_SIZES,
       )
     missing = self._batch_size - len(images)

@@ -1,6 +1,10 @@
 """What holds for every test: the CPU backend, in this process with one device."""
 
 import os
+from pathlib import Path
 
 # Set before anything imports jax. Tests of several devices start a process of their own.
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Programs that several commands compile are compiled once, and nothing is left in the user's cache.
+_COMPILED = Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_COMPILED)

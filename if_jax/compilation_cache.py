@@ -1,0 +1,31 @@
+"""Compiled programs are kept on disk: a second run starts in seconds instead of minutes."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+
+def keep_compiled_programs() -> None:
+  """Lets JAX keep what it compiles, in `$XDG_CACHE_HOME/if_jax` or `~/.cache/if_jax`.
+
+  Whoever has chosen a folder (`JAX_COMPILATION_CACHE_DIR`) or none
+  (`JAX_ENABLE_COMPILATION_CACHE=false`) is obeyed. A folder that cannot be written to costs a
+  warning of JAX's, nothing else.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    root = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    folder = root / 'if_jax' / f'compiled-{_processor()}'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def _processor() -> str:
+  """A name for this kind of processor: code for another, in a shared home, could crash here."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    features = next(line for line in lines if line.startswith(('flags', 'Features')))
+  except (OSError, StopIteration):
+    features = platform.processor()
+  return hashlib.sha256(f'{platform.machine()} {features}'.encode()).hexdigest()[:8]
