@@ -29,10 +29,10 @@ def joint_loss(
   labelled = (labels >= 0) & (labels < num_classes)
   labels = torch.where(labelled, labels, num_classes)
   terms = _terms(
-    outputs['logits'], outputs.get('edge_logits'), outputs.get('edge_probability'), labels, edges
+    outputs['logits'], outputs.get('edge_logits'), outputs.get('edge_probabilities'), labels, edges
   )
   auxiliary = _terms(
-    outputs['aux_logits'], None, outputs.get('aux_edge_probability'), labels, edges
+    outputs['aux_logits'], None, outputs.get('aux_edge_probabilities'), labels, edges
   )
   factors = {name: getattr(weights, name) for name in ('segmentation', 'boundary', 'attention')}
   total = sum(factors[name] * term for name, term in terms.items())
@@ -44,12 +44,12 @@ def joint_loss(
   return total, terms
 
 
-def _terms(logits, edge_logits, edge_probability, labels, edges):
+def _terms(logits, edge_logits, edge_probabilities, labels, edges):
   """Labels that do not count are K here."""
   num_classes = logits.shape[1]
   log_p = _log_p(logits)
   terms = {'segmentation': _cross_entropy(log_p, labels)}
-  if edge_logits is None and edge_probability is None:
+  if edge_logits is None and edge_probabilities is None:
     return terms
   labelled = (labels < num_classes)[:, None]
   count = labelled.sum().clamp(min=1)
@@ -61,8 +61,9 @@ def _terms(logits, edge_logits, edge_probability, labels, edges):
     )
     near = edge_logits > _ATTENTION_LOGIT
   else:
-    nats = F.binary_cross_entropy(edge_probability.float(), edges, pixel_weights, reduction='sum')
-    near = edge_probability > 0.8
+    likelihood = torch.where(edges > 0.5, *edge_probabilities.float().split(1, 1))
+    nats = -(pixel_weights * likelihood.clamp(min=torch.finfo(torch.float32).tiny).log()).sum()
+    near = edge_probabilities[:, :1] > 0.8
   terms['boundary'] = nats / count
   terms['attention'] = _cross_entropy(log_p, torch.where(near[:, 0], labels, num_classes))
   return terms

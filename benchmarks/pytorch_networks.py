@@ -37,7 +37,7 @@ class PlainSegmenter(nn.Module):
     }
     if self.training:
       outputs['aux_logits'] = _resize(self.aux_head(features), size)
-      outputs['aux_edge_probability'] = _resize(self.edge_head(features).sigmoid(), size)
+      outputs['aux_edge_probabilities'] = _both_sides(self.edge_head(features), size)
     return outputs
 
 
@@ -62,7 +62,7 @@ class OCRSegmenter(nn.Module):
     }
     if self.training:
       outputs['aux_logits'] = _resize(aux_logits, size)
-      outputs['aux_edge_probability'] = _resize(self.edge_head(features).sigmoid(), size)
+      outputs['aux_edge_probabilities'] = _both_sides(self.edge_head(features), size)
     return outputs
 
 
@@ -99,7 +99,7 @@ class MultiScaleSegmenter(nn.Module):
       attention = _resize(self.scale_attn(ocr_features), scaled.shape[2:])
       answer = [_resize(x, scaled.shape[2:]) for x in (logits, aux_logits)]
       if scale == 1:
-        outputs['edge_probability'] = _resize(self.edge_head(features).sigmoid(), size)
+        outputs['edge_probabilities'] = _both_sides(self.edge_head(features), size)
       if self.training:
         outputs['scale_logits'][scale] = _resize(answer[0], size)
       mixed = answer if mixed is None else _mix(mixed, answer, attention, enlarge=scale < 1)
@@ -309,6 +309,14 @@ def _bn_relu(width):
 def _conv_bn(in_width, out, kernel_size=1, stride=1, relu=True):
   layers = [_conv(in_width, out, kernel_size, stride), nn.BatchNorm2d(out)]
   return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+def _both_sides(edge_logits, size):
+  """Enlarged probabilities [B, 2, H, W] that there is an edge and that there is none.
+
+  Their logarithms are the loss; that of 1 - p would be infinite where the sigmoid saturates.
+  """
+  return _resize(torch.cat([edge_logits, -edge_logits], 1).sigmoid(), size)
 
 
 def _resize(x, size):

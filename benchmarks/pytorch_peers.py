@@ -30,20 +30,27 @@ def create_peer(name: str, variables: Mapping, num_classes: int = 19) -> nn.Modu
     num_classes: K.
   Returns:
     A module whose `backbone` gives features, and which itself gives what `create_model`'s gives,
-    but for 'edge_probability' or 'aux_edge_probability' where ours gives the logits of these.
+    but where ours has logits of enlarged probabilities, these themselves: 'edge_probabilities' and
+    'aux_edge_probabilities' [B, 2, H, W], that there is an edge and that there is none.
   """
+  # No memory of its own: it gets the entries as they are.
+  with torch.device('meta'):
+    network = create_network(name, num_classes)
+  entries = {path: torch.tensor(x) for path, x in to_torch(variables, name).items()}
+  network.load_state_dict(entries, strict=True, assign=True)
+  return network.to(device(), memory_format=torch.channels_last)
+
+
+def create_network(name: str, num_classes: int = 19) -> nn.Module:
+  """The same with PyTorch's initial weights, on its default device and in its default layout."""
   options = MODELS[name][1]
   spec = options['backbone_spec']
   if name == 'ocrnet48_hms':
-    network = MultiScaleSegmenter(spec, num_classes)
-  elif options.get('head') == 'ocr':
-    network = OCRSegmenter(spec, num_classes)
-  else:
-    hidden, bias = options.get('head_features', 15 * spec.width), options.get('head_bias', True)
-    network = PlainSegmenter(spec, num_classes, hidden, bias)
-  entries = {path: torch.tensor(x) for path, x in to_torch(variables, name).items()}
-  network.load_state_dict(entries, strict=True)
-  return network.to(device(), memory_format=torch.channels_last)
+    return MultiScaleSegmenter(spec, num_classes)
+  if options.get('head') == 'ocr':
+    return OCRSegmenter(spec, num_classes)
+  hidden, bias = options.get('head_features', 15 * spec.width), options.get('head_bias', True)
+  return PlainSegmenter(spec, num_classes, hidden, bias)
 
 
 def draw_variables(name: str, num_classes: int = 19, seed: int = 0) -> dict:
