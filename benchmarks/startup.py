@@ -23,9 +23,12 @@ from benchmarks.results import print_table, run
 from benchmarks.street_files import write_streets
 
 _ROOT = Path(__file__).parent.parent
+_NUM_PROGRAMS = 3
 # Such as: W1122 23:50:33.761819 1397 dispatch.py:204] Finished XLA compilation of f in 1.2 sec
 _LOGGED = re.compile(
-  r'^W(\d{4} [\d:.]+) .*\] Finished (tracing|jaxpr to MLIR|XLA compilation).* in ([\d.]+) sec', re.M
+  r'^W(\d{4} [\d:.]+) .*\] Finished (tracing|jaxpr to MLIR|XLA compilation of) (\S+).*'
+  r' in ([\d.]+) sec',
+  re.M,
 )
 
 
@@ -46,15 +49,19 @@ def measure(arguments: argparse.Namespace) -> dict:
       rounds.append(time_all(Path(folder), arguments))
   rows = [
     {'to the first': name}
-    | {part: statistics.median(times[name][part] for times in rounds) for part in parts}
-    for name, parts in rounds[0].items()
+    | {part: statistics.median(times[name][0][part] for times in rounds) for part in parts}
+    for name, (parts, _) in rounds[0].items()
   ]
   size = f'{arguments.height}x{2 * arguments.height}'
   print_table(f'{arguments.model}, {size}, batch {arguments.batch_size}, seconds', rows)
-  return {'rounds': rounds, 'rows': rows}
+  programs = [{'to the first': name} | x for name, (_, xs) in rounds[-1].items() for x in xs]
+  print_table('The programs that took longest to compile, or to read from disk', programs)
+  return {'rounds': rounds, 'rows': rows, 'programs': programs}
 
 
-def time_all(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+def time_all(
+  folder: Path, arguments: argparse.Namespace
+) -> dict[str, tuple[dict[str, float], list[dict]]]:
   """Training without and with compiled programs, then prediction with the weights it left."""
   size = arguments.height, 2 * arguments.height
   image = write_streets(folder, 'val', 1, size)[0][0]
@@ -81,7 +88,9 @@ def time_all(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str,
   return results
 
 
-def time_main(flags: Sequence[str], output: Path, pattern: str) -> dict[str, float]:
+def time_main(
+  flags: Sequence[str], output: Path, pattern: str
+) -> tuple[dict[str, float], list[dict]]:
   """Runs main.py to its end, and tells what passed until there was a file in `output`.
 
   Args:
@@ -89,7 +98,7 @@ def time_main(flags: Sequence[str], output: Path, pattern: str) -> dict[str, flo
     output: a folder that is made by the run.
     pattern: of the file's name.
   Returns:
-    Seconds in all and by part.
+    Of `split`.
   """
   work = output.parent
   environment = {
@@ -117,28 +126,40 @@ def is_written(folder: Path, pattern: str) -> bool:
   return any(path.stat().st_size for path in folder.glob(pattern))
 
 
-def split(log: str, start: float, end: float) -> dict[str, float]:
-  """Splits the seconds from start to end, both since 1970, by what JAX logged meanwhile."""
+def split(log: str, start: float, end: float) -> tuple[dict[str, float], list[dict]]:
+  """Splits a time by what JAX logged meanwhile.
+
+  Args:
+    log: of the run.
+    start: of the time, in seconds since 1970.
+    end: likewise.
+  Returns:
+    (parts, programs): seconds in all and by part; the programs that took longest to compile or to
+    be read from disk.
+  """
   year = datetime.date.today().year
-  spans, compiling = [], 0.0
-  for stamp, kind, seconds in _LOGGED.findall(log):
+  spans, programs = [], []
+  for stamp, kind, name, seconds in _LOGGED.findall(log):
     stop = datetime.datetime.strptime(f'{year}{stamp}', '%Y%m%d %H:%M:%S.%f').timestamp()
     if stop <= end:
       spans.append((stop - float(seconds), stop))
-      compiling += float(seconds) if kind == 'XLA compilation' else 0
+      if kind.startswith('XLA'):
+        programs.append({'program': name, 'seconds': float(seconds)})
   # Functions are traced within functions: what counts is the time that any took.
   busy, reached = 0.0, start
   for begin, stop in sorted(spans):
     busy += max(0.0, stop - max(begin, reached))
     reached = max(reached, stop)
+  compiling = sum(program['seconds'] for program in programs)
   before = min(begin for begin, _ in spans) - start
   parts = {
+    'in all': end - start,
     'before JAX traces': before,
     'tracing': busy - compiling,
     'compiling': compiling,
-    'after it': end - reached,
+    'the rest': end - start - before - busy,
   }
-  return {'in all': end - start, **parts, 'between': end - start - sum(parts.values())}
+  return parts, sorted(programs, key=lambda program: -program['seconds'])[:_NUM_PROGRAMS]
 
 
 if __name__ == '__main__':
