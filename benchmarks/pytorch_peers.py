@@ -103,12 +103,15 @@ def device() -> str:
   return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
+# Tensors of the module: compiled functions take no NumPy arrays, and no copies between devices.
+_SCALE, _OFFSET = (
+  torch.tensor(x, device=device())[:, None, None] for x in (1 / (255 * STD), -MEAN / STD)
+)
+
+
 def normalize(image: Tensor) -> Tensor:
   """uint8 [B, 3, H, W] to float32, as `if_jax.ops.normalize`."""
-  scale, offset = (
-    torch.from_numpy(x).to(image.device)[:, None, None] for x in (1 / (255 * STD), -MEAN / STD)
-  )
-  return image * scale + offset
+  return image * _SCALE + _OFFSET
 
 
 def to_torch_maps(maps: np.ndarray) -> Tensor:
