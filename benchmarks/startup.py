@@ -53,7 +53,9 @@ def measure(arguments: argparse.Namespace) -> dict:
     for name, (parts, _) in rounds[0].items()
   ]
   size = f'{arguments.height}x{2 * arguments.height}'
-  print_table(f'{arguments.model}, {size}, batch {arguments.batch_size}, seconds', rows)
+  print_table(
+    f'{arguments.model}, {size}, batch {arguments.batch_size}, seconds and programs', rows
+  )
   programs = [{'to the first': name} | x for name, (_, xs) in rounds[-1].items() for x in xs]
   print_table('The programs that took longest to compile, or to read from disk', programs)
   return {'rounds': rounds, 'rows': rows, 'programs': programs}
@@ -134,8 +136,8 @@ def split(log: str, start: float, end: float) -> tuple[dict[str, float], list[di
     start: of the time, in seconds since 1970.
     end: likewise.
   Returns:
-    (parts, programs): seconds in all and by part; the programs that took longest to compile or to
-    be read from disk.
+    (parts, programs): seconds in all and by part, and the number of compiled programs; those that
+    took longest to compile or to be read from disk.
   """
   year = datetime.date.today().year
   spans, programs = [], []
@@ -158,6 +160,7 @@ def split(log: str, start: float, end: float) -> tuple[dict[str, float], list[di
     'tracing': busy - compiling,
     'compiling': compiling,
     'the rest': end - start - before - busy,
+    'programs': len(programs),
   }
   return parts, sorted(programs, key=lambda program: -program['seconds'])[:_NUM_PROGRAMS]
 
