@@ -37,8 +37,8 @@ def _forward(x, kernel, stride, padding):
 
 
 def _backward(stride, padding, residuals, gradient):
-  # Without the barrier XLA computes what leads to the gradient twice, for x and for the kernel,
-  # and once while it transposes it: half of the time of a training step on a CPU.
+  # Without the barrier a training step of hrnet16_slim took 7 % longer: XLA makes what leads to
+  # the gradient anew for each of its uses.
   gradient = jax.lax.optimization_barrier(gradient)
   x, kernel = residuals
   apply = functools.partial(conv2d.fun, stride=stride, padding=padding)
