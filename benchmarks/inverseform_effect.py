@@ -13,10 +13,11 @@ same command goes on where it stopped; with --report_only it makes the tables of
 import argparse
 import hashlib
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -198,16 +199,28 @@ def run_process(command: Sequence[str], log: Path) -> float:
     log.open('ab') as file,
     subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
   ):
+    peak = 0
     try:
-      _, status, usage = os.wait4(process.pid, 0)
+      while process.poll() is None:
+        peak = max(peak, _peak_memory(process.pid))
+        time.sleep(0.2)
     except BaseException:
       process.kill()
       raise
-    process.returncode = os.waitstatus_to_exitcode(status)
   if process.returncode:
     end = '\n'.join(log.read_text(errors='replace').splitlines()[-12:])
     raise ValueError(f'the training ended with status {process.returncode}; {log} ends:\n{end}')
-  return usage.ru_maxrss / 1024  # KiB on Linux
+  return peak / 1024
+
+
+def _peak_memory(pid):
+  """Of a running process, in KiB; 0 as it ends.
+
+  `os.wait4` would give the memory of the process that started it, if that held more.
+  """
+  status = Path(f'/proc/{pid}/status').read_text()
+  peak = re.search(r'VmHWM:\s*(\d+) kB', status)
+  return int(peak[1]) if peak else 0
 
 
 def _seeds(text):

@@ -208,9 +208,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, trainer, capsys, arguments, m
 
 def test_a_process_is_measured_and_its_failure_told(tmp_path):
   log = tmp_path / 'log.txt'
-  allocate = "x = b'x' * (300 << 20); print('done')"
+  allocate = "import time; x = b'x' * (300 << 20); print('done'); time.sleep(1)"
   memory = inverseform_effect.run_process([sys.executable, '-c', allocate], log)
-  assert 300 < memory < 2000
+  # The test's own process holds more, by the time that it comes to this.
+  assert 300 < memory < 500
   with pytest.raises(ValueError, match=r'status 3; .*log.txt ends:\ndone'):
     inverseform_effect.run_process([sys.executable, '-c', 'import sys; sys.exit(3)'], log)
 
