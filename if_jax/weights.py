@@ -1,7 +1,10 @@
 """Weight folders: the tensors of a network and a card that says what they are."""
 
+import itertools
 import json
 import os
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,19 +22,26 @@ from if_jax.data.labels import LabelSet, label_set_from_json
 WEIGHTS_FILE = 'model.safetensors'
 CARD_FILE = 'config.json'
 
+# Bytes of names, shapes and card in the file; the largest network's have 0.3 MB. A hostile header
+# takes up to 20 times its size in memory.
+_MAX_HEADER = 4 << 20
+_ENTRY = re.compile(r'(params|batch_stats)(/\w{1,100}){1,16}', re.ASCII)
+
 
 def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[str, Any]) -> None:
   """Writes a weight folder, whole or not at all.
 
   Args:
     folder: made if it is not there; a weight folder that is there is replaced.
-    variables: {'params': ..., 'batch_stats': ...} of arrays.
+    variables: {'params': ..., 'batch_stats': ...} of arrays, stored as float32.
     card: what a reader needs, see `make_card`, and whatever else JSON can say.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   # The writer of safetensors stores a transposed array wrong, in silence.
-  tensors = {k: np.asarray(v, order='C') for k, v in flatten_dict(variables, sep='/').items()}
+  tensors = {
+    k: np.asarray(v, np.float32, order='C') for k, v in flatten_dict(variables, sep='/').items()
+  }
   unfinished = folder / f'.{WEIGHTS_FILE}.{os.getpid()}'
   try:
     # The card that counts is in the header of the tensors' file; the other is for people.
@@ -46,14 +56,18 @@ def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[st
 
 
 def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
-  """Reads a weight folder.
+  """Reads a weight folder, which may come from anyone.
+
+  Memory is taken once for the tensors, after names, types and sizes have been looked at.
 
   Args:
     folder: as `save_weights` made it.
   Returns:
-    (variables, card): nested dicts of NumPy arrays, and what was said of them.
+    (variables, card): nested dicts of float32 NumPy arrays, all finite and with no variance
+    below 0, and what was said of them: the entries that this package reads are as they should be.
   Raises:
-    ValueError: a folder that is not there, not one of ours, or a damaged file.
+    ValueError: a folder that is not there, not one of ours, or holds a damaged file or numbers
+      that no network can have.
   """
   path = Path(folder) / WEIGHTS_FILE
   if not path.is_file():
@@ -62,14 +76,86 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
       '(in WORKDIR/best) writes it'
     )
   try:
+    _check_header_size(path)
     with safe_open(path, framework='numpy') as file:
       card = json.loads((file.metadata() or {}).get('card', 'null'))
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      _check_card(card)
+      names = list(file.keys())
+      _check_entries({name: file.get_slice(name).get_dtype() for name in names})
+      tensors = {name: file.get_tensor(name) for name in names}
+  except RecursionError:
+    raise ValueError(f'{path} cannot be read (its card is nested too deeply)') from None
   except (SafetensorError, OSError, ValueError) as error:
-    raise ValueError(f'{path} cannot be read ({error}); make it again') from error
-  if not isinstance(card, dict) or 'model' not in card:
-    raise ValueError(f'{path} does not say which model it is of; `python -m convert` makes one')
+    raise ValueError(f'{path} cannot be read ({_one_line(error)}); make it again') from error
+  _check_numbers(tensors, path)
   return unflatten_dict(tensors, sep='/'), card
+
+
+def _check_header_size(path: Path) -> None:
+  with path.open('rb') as file:
+    claimed = int.from_bytes(file.read(8), 'little')
+  size = path.stat().st_size
+  if claimed > size - 8:
+    raise ValueError(f'cut short: a header of {claimed} bytes in a file of {size}')
+  if claimed > _MAX_HEADER:
+    raise ValueError(f'its header has {claimed} bytes, more than {_MAX_HEADER}')
+
+
+def _check_card(card: Any) -> None:
+  if not isinstance(card, dict) or 'model' not in card:
+    raise ValueError('it does not say which model it is of')
+  rules = {
+    'model': (_is_name, 'the name of a network'),
+    'architecture': (_is_name, 'the name of an inverse network'),
+    'part': (lambda x: x == 'backbone', '"backbone"'),
+    'edge_head': (lambda x: isinstance(x, bool), 'true or false'),
+    'num_outputs': (lambda x: type(x) is int and x in (4, 6, 8), '4, 6 or 8'),
+    'tile_size': (lambda x: type(x) is int and 0 < x <= 2048, 'a whole number from 1 to 2048'),
+  }
+  for key, (is_right, wanted) in rules.items():
+    if key in card and not is_right(card[key]):
+      raise ValueError(f'"{key}" on its card is {reprlib.repr(card[key])}, not {wanted}')
+  if 'label_set' in card and card['model'] != 'inversenet':
+    label_set_of(card)
+    if 'edge_head' not in card:
+      raise ValueError('its card does not say whether there is an edge head')
+
+
+def _check_entries(types: Mapping[str, str]) -> None:
+  for name, kind in types.items():
+    if not _ENTRY.fullmatch(name):
+      raise ValueError(f'it has an entry {ascii(name)[:100]}, which no network has')
+    if kind != 'F32':
+      raise ValueError(f'{name} is of type {kind}; weights are F32')
+  for name in types:
+    parents = itertools.accumulate(name.split('/')[:-1], '{}/{}'.format)
+    if not types.keys().isdisjoint(parents):
+      raise ValueError(f'{name} is in an entry that is itself an array')
+
+
+def _check_numbers(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+  problems = {
+    'the weights are not finite': [k for k, x in tensors.items() if not np.isfinite(x).all()],
+    'the running variances are negative': [
+      k
+      for k, x in tensors.items()
+      if k.startswith('batch_stats/') and k.endswith('/var') and (x < 0).any()
+    ],
+  }
+  for problem, names in problems.items():
+    if names:
+      more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+      raise ValueError(f'{path}: {problem}: {", ".join(names[:5])}{more}; take other weights')
+
+
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and value.isidentifier() and len(value) <= 100
+
+
+def _one_line(error: Exception) -> str:
+  # What it says may quote the file.
+  text = str(error)
+  return text if text.isprintable() and len(text) <= 500 else ascii(text[:500])
 
 
 def make_card(model_name: str, model, label_set: LabelSet, **more) -> dict[str, Any]:
@@ -95,8 +181,11 @@ def label_set_of(card: Mapping[str, Any]) -> LabelSet:
       f'these weights are those of a {kind} ({card["model"]}), which predicts no classes by '
       'itself; a training can start from a backbone: --mode=train --config.init_from=FOLDER'
     )
-  content = dict(card['label_set'])
-  return label_set_from_json(content.pop('name'), content)
+  content = card['label_set']
+  name = content.get('name') if isinstance(content, dict) else None
+  if not isinstance(name, str) or not name.isprintable() or len(name) > 100:
+    raise ValueError(f'"label_set" is {reprlib.repr(content)}, not an object with a "name"')
+  return label_set_from_json(name, {k: v for k, v in content.items() if k != 'name'})
 
 
 def check_fits(model, variables: Mapping, source: str | os.PathLike) -> None:

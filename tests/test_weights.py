@@ -1,7 +1,12 @@
 """Weight folders: written whole, read back equal, refused with a sentence."""
 
+import json
+import re
+import struct
+
 import numpy as np
 import pytest
+from fuzz.fuzz_weights import CARDS, file_of
 
 from if_jax.data.labels import CAMVID
 from if_jax.models import create_model
@@ -25,15 +30,16 @@ def variables():
   from if_jax.weights import model_shapes
 
   rng = np.random.RandomState(0)
+  # Positive, as variances are.
   drawn = {
-    path: rng.standard_normal(shape).astype(np.float32)
+    path: rng.uniform(0.5, 1.5, shape).astype(np.float32)
     for path, shape in model_shapes(MODEL).items()
   }
   return unflatten_dict(drawn, sep='/')
 
 
 def test_round_trip_keeps_bits_and_card(variables, tmp_path):
-  transposed = {'params': {'kernel': np.arange(12.0).reshape(3, 4).T}}
+  transposed = {'params': {'kernel': np.arange(12, dtype=np.float32).reshape(3, 4).T}}
   save_weights(tmp_path, transposed, {'model': 'x'})
   np.testing.assert_equal(load_weights(tmp_path)[0], transposed)
   save_weights(tmp_path, variables, make_card('hrnet16_slim', MODEL, CAMVID, step=7))
@@ -60,6 +66,96 @@ def test_damaged_and_absent_files_are_told(tmp_path):
     (tmp_path / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(ValueError, match='cannot be read'):
       load_weights(tmp_path)
+
+
+def _refusal(folder, data):
+  (folder / WEIGHTS_FILE).write_bytes(data)
+  with pytest.raises(ValueError) as caught:
+    load_weights(folder)
+  sentence = str(caught.value)
+  assert sentence.startswith(f'{folder / WEIGHTS_FILE}') and sentence.isprintable()
+  return sentence
+
+
+def _tensor(shape=(1,), start=0, end=4, dtype='F32'):
+  return {'dtype': dtype, 'shape': shape, 'data_offsets': [start, end]}
+
+
+@pytest.mark.parametrize(
+  ('entries', 'told'),
+  [
+    ({'params//x': _tensor()}, "an entry 'params//x', which no network has"),
+    ({'opt/x': _tensor()}, "an entry 'opt/x'"),
+    ({'params': _tensor()}, "an entry 'params'"),
+    ({'params/\x1b[2J': _tensor()}, r"an entry 'params/\x1b[2J'"),
+    ({'params' + '/a' * 100: _tensor()}, 'which no network has'),
+    ({'params/a': _tensor(), 'params/a/b': _tensor(start=4, end=8)}, 'that is itself an array'),
+    ({'params/a': _tensor(dtype='I32')}, 'params/a is of type I32; weights are F32'),
+    ({'params/a': _tensor(dtype='BF16', shape=(2,))}, 'is of type BF16'),
+    ({'params/a': _tensor(dtype='\x1b[2J')}, 'unknown variant'),
+    ({'params/a': _tensor(), 'params/b': _tensor()}, 'invalid offset'),
+    ({'params/a': _tensor(end=2**40, shape=(2**38,))}, 'file not fully covered'),
+    ({'params/a': _tensor(end=0, shape=(2**62, 4, 0))}, 'overflow'),
+    ({'params/a': _tensor(end=0, shape=(0, 2**62))}, 'too big'),
+    ({'params/a': _tensor(shape=(1,) * 100)}, 'maximum supported dimension'),
+  ],
+)
+def test_entries_that_no_network_has_are_refused(tmp_path, entries, told):
+  header = {'__metadata__': {'card': json.dumps(CARDS[0])}, **entries}
+  ends = [entry['data_offsets'][1] for entry in entries.values()]
+  data = file_of(json.dumps(header).encode(), min(max(ends), 8))
+  assert told in _refusal(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+  ('card', 'told'),
+  [
+    ('null', 'does not say which model'),
+    ('["model"]', 'does not say which model'),
+    ('{"model": "x"', 'Expecting'),
+    ('[' * 100_000, 'nested too deeply'),
+    ('9' * 5000, 'Exceeds the limit'),
+    ({'model': 3}, '"model" on its card is 3, not the name of a network'),
+    ({'model': '../x'}, '"model" on its card'),
+    ({'model': 'x' * 5000}, '"model" on its card'),
+    (CARDS[0] | {'edge_head': 1}, '"edge_head" on its card is 1, not true or false'),
+    (CARDS[1] | {'part': ['backbone']}, '"part" on its card'),
+    (CARDS[2] | {'architecture': []}, '"architecture" on its card is []'),
+    (CARDS[2] | {'num_outputs': 4.0}, '"num_outputs" on its card is 4.0, not 4, 6 or 8'),
+    (CARDS[2] | {'tile_size': 10**9}, '"tile_size" on its card is 1000000000'),
+    (CARDS[2] | {'tile_size': float('nan')}, '"tile_size" on its card is nan'),
+    ({'model': 'x', 'label_set': []}, '"label_set" is [], not an object with a "name"'),
+    ({'model': 'x', 'label_set': {'name': '\n'}}, 'not an object with a "name"'),
+    ({'model': 'x', 'label_set': {'name': 'a'}}, 'not an object with a list "classes"'),
+    ({'model': 'x', 'label_set': {'name': 'a', 'classes': [[[]]]}}, 'class 0 is [[]]'),
+    ({'model': 'x', 'label_set': CARDS[0]['label_set']}, 'whether there is an edge head'),
+  ],
+)
+def test_a_card_that_readers_cannot_use_is_refused(tmp_path, card, told):
+  text = card if isinstance(card, str) else json.dumps(card)
+  header = json.dumps({'__metadata__': {'card': text}}).encode()
+  assert told in _refusal(tmp_path, file_of(header, 0))
+
+
+def test_a_header_is_bounded_before_it_is_read(tmp_path):
+  assert 'a header of 1152921504606846976 bytes' in _refusal(tmp_path, struct.pack('<Q', 1 << 60))
+  assert 'header of 5000000 bytes in a' in _refusal(tmp_path, struct.pack('<Q', 5_000_000) + b'{}')
+  assert 'more than 4194304' in _refusal(tmp_path, file_of(b'{}' + b' ' * 5_000_000))
+
+
+def test_numbers_that_no_network_has_are_refused_by_name(tmp_path):
+  def told(params, batch_stats):
+    save_weights(tmp_path, {'params': params, 'batch_stats': batch_stats}, CARDS[0])
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
+      load_weights(tmp_path)
+    return str(caught.value)
+
+  fine, negative = {'a': np.ones(3)}, {'bn': {'mean': -np.ones(2), 'var': np.float32([1, -1e-9])}}
+  assert 'are not finite: params/a;' in told({'a': np.float32([1, np.nan])}, {})
+  many = {f'layer{i}': np.float32(-np.inf) for i in range(9)}
+  assert 'not finite: params/layer0, params/layer1' in told({**fine, **many}, {})
+  assert 'params/layer4 and 4 more' in told({**fine, **many}, {})
+  assert 'running variances are negative: batch_stats/bn/var;' in told(fine, negative)
 
 
 def test_weights_of_another_model_are_refused_by_name(variables):

@@ -4,9 +4,11 @@ Three numberings meet here: the *train ids* 0..K-1 that models and losses use, w
 ignored pixels; the *label ids* in the files; and the colours for people.
 """
 
+import collections
 import dataclasses
 import functools
 import json
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 IGNORE = 255
 # What the lookup tables hold for an id that the label set does not know.
 _UNKNOWN = 254
+_MAX_CLASS_FILE = 1 << 20
 
 _CLASS_FILE_TEMPLATE = """\
 A class file is JSON of this form; "id" is what the label files hold (0 to 255; left out, the
@@ -73,9 +76,9 @@ class LabelSet:
     ids = [*self.label_ids.tolist(), *self.ignored_ids]
     colors = [*map(tuple, self.colors.tolist()), *self.ignored_colors]
     for what, values in (('name', self.class_names), ('id', ids), ('colour', colors)):
-      repeated = sorted({value for value in values if values.count(value) > 1})
+      repeated = [value for value, times in collections.Counter(values).items() if times > 1]
       if repeated:
-        raise ValueError(f'{self.name}: {what} {repeated[0]} is given more than once')
+        raise ValueError(f'{self.name}: {what} {min(repeated)} is given more than once')
     if self.ignored_colors and not self.ignored_ids:
       raise ValueError(f'{self.name}: ignored_colors need an id in ignored_ids to stand for them')
 
@@ -200,8 +203,12 @@ def load_label_set(path: str | Path) -> LabelSet:
   """
   path = Path(path)
   try:
+    if path.stat().st_size > _MAX_CLASS_FILE:
+      raise ValueError(f'over {_MAX_CLASS_FILE >> 20} MiB, which no class file has')
     content = json.loads(path.read_text(encoding='utf-8'))
     return label_set_from_json(path.absolute().parent.name, content)
+  except RecursionError:
+    raise ValueError(f'{path}: nested too deeply.\n{_CLASS_FILE_TEMPLATE}') from None
   except FileNotFoundError:
     raise FileNotFoundError(f'{path}: no class file here.\n{_CLASS_FILE_TEMPLATE}') from None
   except ValueError as error:  # A JSONDecodeError is one, and so is a UnicodeDecodeError.
@@ -220,17 +227,15 @@ def label_set_from_json(name: str, content) -> LabelSet:
   for place, entry in enumerate(content['classes']):
     where = f'class {place}'
     if not isinstance(entry, dict):
-      raise ValueError(f'{where} is {entry!r}, not an object with "name" and "color"')
+      raise ValueError(f'{where} is {reprlib.repr(entry)}, not an object with "name" and "color"')
     _refuse_other_keys(where, entry, {'name', 'color', 'id'})
-    if not isinstance(entry.get('name'), str) or not entry['name']:
-      raise ValueError(f'{where} has no "name"')
-    names.append(entry['name'])
+    names.append(_class_name(where, entry.get('name')))
     colors.append(_color(f'{where} ({entry["name"]})', entry.get('color')))
     ids.append(_byte(f'"id" of {where} ({entry["name"]})', entry.get('id', place)))
 
   ignored = content.get('ignore', [])
   if not isinstance(ignored, list):
-    raise ValueError(f'"ignore" is {ignored!r}, not a list')
+    raise ValueError(f'"ignore" is {reprlib.repr(ignored)}, not a list')
   ignored_ids = [_byte('an entry of "ignore"', x) for x in ignored if not isinstance(x, list)]
   ignored_colors = [_color('an entry of "ignore"', x) for x in ignored if isinstance(x, list)]
   if ignored_colors and not ignored_ids:
@@ -247,18 +252,28 @@ def label_set_from_json(name: str, content) -> LabelSet:
 
 def _refuse_other_keys(where: str, entry: dict, known: set[str]):
   for key in entry.keys() - known:
-    raise ValueError(f'{where} has the unknown key {key!r}; known: {", ".join(sorted(known))}')
+    raise ValueError(
+      f'{where} has the unknown key {reprlib.repr(key)}; known: {", ".join(sorted(known))}'
+    )
+
+
+def _class_name(where: str, value) -> str:
+  if not isinstance(value, str) or not value:
+    raise ValueError(f'{where} has no "name"')
+  if not value.isprintable() or len(value) > 100:
+    raise ValueError(f'"name" of {where} is {reprlib.repr(value)}, not up to 100 letters')
+  return value
 
 
 def _byte(where: str, value) -> int:
   if type(value) is not int or not 0 <= value <= 255:
-    raise ValueError(f'{where} is {value!r}, not a whole number from 0 to 255')
+    raise ValueError(f'{where} is {reprlib.repr(value)}, not a whole number from 0 to 255')
   return value
 
 
 def _color(where: str, value) -> tuple[int, int, int]:
   if not isinstance(value, list) or len(value) != 3:
-    raise ValueError(f'{where} has the colour {value!r}, not [red, green, blue]')
+    raise ValueError(f'{where} has the colour {reprlib.repr(value)}, not [red, green, blue]')
   red, green, blue = (_byte(f'the colour of {where}', part) for part in value)
   return red, green, blue
 
