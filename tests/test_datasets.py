@@ -1,4 +1,5 @@
 import concurrent.futures
+import functools
 import io
 import json
 import os
@@ -12,16 +13,25 @@ import textwrap
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import ExifTags, Image
 from tensorboardX.record_writer import RecordWriter
 
-from if_jax.data import builder, pairs
+from configs import default
+from if_jax.check_data import check_data
+from if_jax.data import builder
+from if_jax.data import checks as data_checks
 from if_jax.data.datasets import load_dataset
 from if_jax.data.decode import decode_image, decode_label
 from if_jax.data.labels import CITYSCAPES, IGNORE
+from if_jax.losses import cross_entropy
+from if_jax.metrics import confusion_matrix
 
 SIZE = (8, 12)
 CLASSES = {
@@ -314,6 +324,16 @@ def test_a_wrong_mask_is_named(pets, pixels, complaint):
   assert re.search(f'{re.escape(str(path))}: {complaint}', error_of('folder', 'train', pets))
 
 
+def test_a_turned_image_is_refused(pets, rng):
+  path = pets / 'images/train/home/tom.png'
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  # A square: no size tells that a mask, drawn over what viewers show, lies across it.
+  Image.fromarray(image(rng, (8, 8)).astype(np.uint8)).save(path, exif=exif)
+  save(pets / 'labels/train/home/tom.png', np.full((8, 8), 10))
+  assert f'{path}: EXIF orientation 6' in error_of('folder', 'train', pets)
+
+
 def test_a_jpeg_label_is_refused(pets):
   path = pets / 'labels/train/home/tom.png'
   Image.open(path).save(path.with_suffix('.jpg'))
@@ -334,6 +354,28 @@ def test_an_empty_folder_tells_what_is_there(cityscapes, tmp_path):
   assert 'root nowhere: no such folder' in error_of('camvid', 'val', 'nowhere')
 
 
+def test_an_archive_has_to_be_unpacked_first(cityscapes, tmp_path):
+  archive = tmp_path / 'downloads/leftImg8bit_trainvaltest.zip'
+  archive.parent.mkdir()
+  archive.write_bytes(b'PK')
+  assert 'unpack it first' in error_of('cityscapes', 'val', archive)
+  message = error_of('cityscapes', 'val', archive.parent)
+  assert message.endswith('holds: leftImg8bit_trainvaltest.zip; unpack the archive first')
+
+
+def test_a_folder_that_may_not_be_read_is_not_left_out(cityscapes, monkeypatch):
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith('bonn'):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  with pytest.raises(PermissionError, match=r'leftImg8bit/val/bonn'):
+    load_dataset('cityscapes', 'val', root=cityscapes)
+
+
 def test_a_folder_needs_a_class_file_and_a_plain_split_name(pets):
   assert 'only letters, digits' in error_of('folder', '../train', pets)
   (pets / 'classes.json').unlink()
@@ -351,6 +393,63 @@ def test_what_a_call_gets_wrong_is_told(pets):
     load_dataset('streets', 'test')
 
 
+jit_cross_entropy = jax.jit(functools.partial(cross_entropy, class_weighted=False))
+jit_confusion = jax.jit(functools.partial(confusion_matrix, num_classes=19))
+
+
+def losses_by_hand(logits, ids):
+  """Mean cross-entropy of the labelled pixels of each image, in NumPy and float64."""
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  totals = []
+  for image_log_p, image_ids in zip(log_p, ids, strict=True):
+    counted = image_ids != IGNORE
+    nats = -image_log_p[counted][np.arange(counted.sum()), image_ids[counted]]
+    totals.append(nats.mean() if nats.size else 0)
+  return sum(totals)
+
+
+@settings(max_examples=20, deadline=None)
+@given(ids=arrays(np.uint8, (2, 3, 4), elements=st.sampled_from([0, 18, 255])))
+def test_255_is_ignored_exactly(ids):
+  rng = np.random.default_rng(0)
+  logits = 3 * rng.standard_normal((2, 3, 4, 19)).astype(np.float32)
+  predictions = logits.argmax(-1).astype(np.int32)
+  total, _ = jit_cross_entropy(logits, ids)
+  np.testing.assert_allclose(total, losses_by_hand(logits.astype(float), ids), rtol=1e-5)
+  # Bit for bit: what the network says at an ignored pixel changes nothing.
+  other = np.where((ids == 255)[..., None], -logits, logits)
+  assert total == jit_cross_entropy(other, ids)[0]
+
+  def confusion(part):
+    return np.asarray(jit_confusion(ids[part], predictions[part]))
+
+  expected = np.zeros((19, 19), np.int64)
+  np.add.at(expected, (ids[ids != 255], predictions[ids != 255]), 1)
+  np.testing.assert_array_equal(confusion(slice(None)), expected)
+  np.testing.assert_array_equal(confusion(slice(1)) + confusion(slice(1, 2)), expected)
+  assert expected.sum() == (ids != 255).sum()
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_ids_outside_the_classes_are_refused_with_their_counts(pets, dtype):
+  """Of {0, 18, 19, 200, 255, -1}, and -1 as files hold it: 255 in 8 bits, 65535 in 16."""
+  classes = [{'name': str(i), 'color': [i, 0, 0]} for i in range(19)]
+  (pets / 'classes.json').write_text(json.dumps({'classes': classes, 'ignore': [255]}))
+  path = pets / 'labels/train/home/tom.png'
+  ids = np.zeros(SIZE, np.int64)
+  ids[0, :5], ids[1, :4], ids[2, :3], ids[3, :2], ids[4, 0] = 18, 19, 200, 255, -1
+  Image.fromarray(ids.astype(dtype)).save(path)
+  of_minus_1 = ', 65535 (1 pixel)' if dtype == np.uint16 else ''
+  expected = f'{path}: label id 19 (4 pixels), 200 (3 pixels){of_minus_1} not in the label set'
+  assert expected in error_of('folder', 'train', pets)
+
+  ids[(ids == 19) | (ids == 200) | (ids == -1)] = 18
+  Image.fromarray(ids.astype(dtype)).save(path)
+  dataset = load_dataset('folder', 'train', root=pets)
+  train_ids = dataset.label_set.to_train_ids(decode_label(dataset[0]['label'], 'x'), 'x')
+  np.testing.assert_array_equal(train_ids, ids)
+
+
 @pytest.fixture
 def checks(monkeypatch):
   """The data sets whose files were checked."""
@@ -358,7 +457,7 @@ def checks(monkeypatch):
 
   def check_pairs(what, *args):
     checked.append(what)
-    return pairs.check_pairs(what, *args)
+    return data_checks.check_pairs(what, *args)
 
   monkeypatch.setattr(builder, 'check_pairs', check_pairs)
   return checked
@@ -566,6 +665,39 @@ def test_cut_tfrecords_are_an_error(prepared_by_tfds, tfrecords, cut):
   tfrecords.write_bytes(tfrecords.read_bytes()[:-cut])
   with pytest.raises(ValueError, match=r'tfrecord-00000-of-00001: cut off or no TFRecord file'):
     len(load_dataset('tfds:cityscapes', 'val', root=prepared_by_tfds))
+
+
+def test_damaged_array_records_are_an_error(prepared_by_tfds):
+  (path,) = prepared_by_tfds.rglob('*.array_record-*')
+  whole = path.read_bytes()
+  in_first = whole.index(b'PNG')
+  flipped = whole[:in_first] + b'?' + whole[in_first + 1 :]
+  for damaged in (flipped, whole[:-10], whole[: len(whole) // 2], b''):
+    path.write_bytes(damaged)
+    dataset = load_dataset('tfds:cityscapes', 'val', root=prepared_by_tfds)
+    with pytest.raises(
+      ValueError, match=rf'^{path.parent}: example 0 of validation cannot be read'
+    ):
+      dataset[0]
+  path.unlink()
+  with pytest.raises(ValueError, match=r'example 0 .*No such file'):
+    load_dataset('tfds:cityscapes', 'val', root=prepared_by_tfds)[0]
+
+
+def test_what_tfds_has_prepared_is_checked(prepared_by_tfds, capsys):
+  config = default.get_config()
+  config.data.update({'name': 'tfds:cityscapes', 'root': str(prepared_by_tfds)})
+  config.data.train_split = 'val'
+  assert check_data(config) == 0
+  assert capsys.readouterr().out.startswith('tfds:cityscapes val: 3 images of 8x12 ')
+  (path,) = prepared_by_tfds.rglob('*.array_record-*')
+  whole = path.read_bytes()
+  in_last = whole.rindex(b'PNG')
+  path.write_bytes(whole[:in_last] + b'?' + whole[in_last + 1 :])
+  assert check_data(config) == 1
+  line, end = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'{path.parent}: example 2 of validation cannot be read (')
+  assert end == '1 problem in tfds:cityscapes val'
 
 
 def test_what_tfds_has_not_prepared_is_told(prepared_by_tfds, tmp_path):

@@ -1,11 +1,10 @@
 import io
 import resource
-import struct
-import zlib
 
 import cv2
 import numpy as np
 import pytest
+from image_files import PALETTE, encode, palette_image, png, with_orientation
 from PIL import Image, ImageOps
 
 from if_jax.data.decode import (
@@ -15,42 +14,12 @@ from if_jax.data.decode import (
   decode_label,
   image_size,
   is_color_label,
+  require_upright,
 )
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), np.uint8)
 IDS = RNG.integers(0, 19, (20, 30), np.uint8)
-PALETTE = RNG.integers(0, 256, 768, np.uint8).tolist()
-
-
-def encode(pixels, kind='PNG', **options):
-  image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-  data = io.BytesIO()
-  image.save(data, kind, **options)
-  return data.getvalue()
-
-
-def palette_image(ids):
-  image = Image.fromarray(ids).convert('P')
-  image.frombytes(ids.tobytes())
-  image.putpalette(PALETTE)
-  return image
-
-
-def png(height, width, bit_depth, rows):
-  """A grey PNG written by hand: Pillow writes no 2 and 4 bits, and no sizes that are not true."""
-
-  def chunk(kind, content):
-    checksum = struct.pack('>I', zlib.crc32(kind + content))
-    return struct.pack('>I', len(content)) + kind + content + checksum
-
-  header = struct.pack('>IIBBBBB', width, height, bit_depth, 0, 0, 0, 0)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + chunk(b'IDAT', zlib.compress(rows))
-    + chunk(b'IEND', b'')
-  )
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'BMP', 'PPM', 'TIFF'])
@@ -83,9 +52,7 @@ def test_16_bit_images_are_divided_and_not_clipped():
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 def test_a_rotation_in_exif_is_not_applied(kind):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # Turn by 90 degrees to show.
-  data = encode(RGB, kind, exif=exif)
+  data = encode(RGB, kind, exif=with_orientation(6))
   assert decode_image(data, 'x').shape == (20, 30, 3)
   assert image_size(data) == (20, 30)
   np.testing.assert_array_equal(decode_image(data, 'x'), decode_image(encode(RGB, kind), 'x'))
@@ -94,15 +61,28 @@ def test_a_rotation_in_exif_is_not_applied(kind):
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_upright_turns_and_mirrors_as_exif_asks(kind, orientation):
-  exif = Image.Exif()
-  exif[0x0112] = orientation
   smooth = cv2.resize(RGB[::5, ::5], (30, 20))  # Which JPEG hardly changes.
-  data = encode(smooth, kind, exif=exif, quality=95)
+  data = encode(smooth, kind, exif=with_orientation(orientation), quality=95)
   expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
   upright = decode_image(data, 'x', upright=True)
   assert upright.shape == ((20, 30, 3) if orientation < 5 else (30, 20, 3))
   # Both are 2 apart at most; turned another way, 250.
   np.testing.assert_allclose(upright, np.asarray(expected).astype(int), atol=4)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
+def test_what_viewers_turn_is_refused(kind):
+  for orientation in range(2, 9):
+    with pytest.raises(ValueError, match=rf'^a\.img: EXIF orientation {orientation}: .*upright'):
+      require_upright(encode(RGB, kind, exif=with_orientation(orientation)), 'a.img')
+  for orientation in (0, 1, 9):
+    require_upright(encode(RGB, kind, exif=with_orientation(orientation)), 'a.img')
+  require_upright(encode(RGB, kind), 'a.img')
+
+
+def test_what_cannot_be_read_of_exif_turns_nothing():
+  start, byte_order, rest = encode(RGB, 'JPEG', exif=with_orientation(6)).partition(b'Exif\0\0')
+  require_upright(start + byte_order + b'??' + rest[2:], 'x')
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'BMP', 'TIFF'])
@@ -188,10 +168,13 @@ def test_no_flipped_bit_of_a_png_changes_pixels_in_silence(decode, dtype):
   assert refused >= len(bits) - 8 * 12 / 5
 
 
-@pytest.mark.parametrize('data', [b'', b'<html>404</html>' * 20], ids=['empty', 'html'])
-def test_what_is_no_image_is_an_error(data):
-  for read in (decode_image, decode_label, decode_color_label, is_color_label):
-    with pytest.raises(ValueError, match=r'^a\.png: no image of the formats PNG, JPEG'):
+@pytest.mark.parametrize(
+  ('data', 'reason'),
+  [(b'', 'an empty file'), (b'<html>404</html>' * 20, 'no image of the formats PNG, JPEG')],
+)
+def test_what_is_no_image_is_an_error(data, reason):
+  for read in (decode_image, decode_label, decode_color_label, is_color_label, require_upright):
+    with pytest.raises(ValueError, match=rf'^a\.png: {reason}'):
       read(data, 'a.png')
 
 

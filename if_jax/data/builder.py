@@ -21,8 +21,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from if_jax.data import decode
+from if_jax.data.checks import check_pairs
 from if_jax.data.labels import LabelSet
-from if_jax.data.pairs import Pair, check_pairs, read_label_ids
+from if_jax.data.pairs import Pair
 
 _SHARD_BYTES = 256 << 20
 
@@ -67,11 +68,12 @@ class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       yield pair.name, example
 
   def _label_bytes(self, path: Path) -> bytes:
-    data = path.read_bytes()
-    if not decode.is_color_label(data, str(path)):
+    data, source = path.read_bytes(), str(path)
+    if not decode.is_color_label(data, source):
       return data
+    ids = self._label_set.color_to_ids(decode.decode_color_label(data, source), source)
     png = io.BytesIO()
-    Image.fromarray(read_label_ids(path, self._label_set)).save(png, 'PNG')
+    Image.fromarray(ids).save(png, 'PNG')
     return png.getvalue()
 
   def _log_download_bytes(self):
@@ -103,7 +105,18 @@ class Records:
     return len(self._examples)
 
   def __getitem__(self, index: int) -> dict:
-    return self.to_sample(self._examples[index])
+    try:
+      example = self._examples[index]
+      # Of a file that ends early, array_record gives empty records.
+      reason = 'cut off' if any(value is None for value in example.values()) else ''
+    except RuntimeError as error:  # array_record's, for whatever is wrong with its files.
+      reason = str(error).splitlines()[0]
+    if reason:
+      raise ValueError(
+        f'{self.directory}: example {index} of {self.split} cannot be read ({reason}); '
+        'prepare the data set again'
+      )
+    return self.to_sample(example)
 
   def __getstate__(self) -> dict:
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

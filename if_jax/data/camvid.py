@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
-from if_jax.data.pairs import IMAGE_ENDINGS, Pair, find_files, match_files, require_files
+from if_jax.data.pairs import (
+  IMAGE_ENDINGS,
+  Found,
+  find_files,
+  find_unread,
+  match_files,
+  require_files,
+)
 
 
-def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
+def find_pairs(root: Path, split: str) -> Found:
   """Finds the images of a split and their label files.
 
   Args:
@@ -13,7 +20,7 @@ def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
     split: 'train', 'val' or 'test'.
 
   Returns:
-    The pairs, and a sentence for each file without partner.
+    The pairs, and what is wrong with the other files.
 
   Raises:
     FileNotFoundError: if there is no image or no label.
@@ -23,4 +30,7 @@ def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
   require_files(images, 'image', image_folder)
   labels = find_files(label_folder, IMAGE_ENDINGS)
   require_files(labels, 'label', label_folder)
-  return match_files(images, labels, f'{split}/{{}}.png', f'{split}annot/{{}}.png')
+  found = match_files(images, labels, f'{split}/{{}}.png', f'{split}annot/{{}}.png')
+  for files in (image_folder, label_folder):
+    found.unread.extend(find_unread(files, IMAGE_ENDINGS))
+  return found

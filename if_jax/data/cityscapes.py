@@ -5,10 +5,10 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from if_jax.data.builder import Records
-from if_jax.data.pairs import Pair, find_files, match_files, require_files
+from if_jax.data.pairs import Found, find_files, find_unread, match_files, require_files
 
 
-def find_pairs(root: Path, split: str, annotation: str) -> tuple[list[Pair], list[str]]:
+def find_pairs(root: Path, split: str, annotation: str) -> Found:
   """Finds the left images of a split and their labelIds files.
 
   Args:
@@ -18,7 +18,7 @@ def find_pairs(root: Path, split: str, annotation: str) -> tuple[list[Pair], lis
     annotation: 'gtFine' or 'gtCoarse'.
 
   Returns:
-    The pairs, and a sentence for each file without partner.
+    The pairs, and what is wrong with the other files.
 
   Raises:
     FileNotFoundError: if there is no image or no label.
@@ -29,13 +29,16 @@ def find_pairs(root: Path, split: str, annotation: str) -> tuple[list[Pair], lis
   require_files(images, f'*{image_ending}', image_folder)
   labels = find_files(label_folder, [label_ending])
   require_files(labels, f'*{label_ending}', label_folder)
-  return match_files(
+  found = match_files(
     images,
     labels,
     f'leftImg8bit/{split}/{{}}{image_ending}',
     f'{annotation}/{split}/{{}}{label_ending}',
     '{}_leftImg8bit',
   )
+  # Beside the labelIds there are colours, instances and polygons.
+  found.unread.extend(find_unread(image_folder, [image_ending]))
+  return found
 
 
 def open_tfds(data_dir: Path, split: str) -> Records:

@@ -7,8 +7,10 @@ from typing import Protocol, TypedDict
 
 from if_jax.data import builder, camvid, cityscapes, folder, streets
 from if_jax.data.labels import CAMVID, CITYSCAPES, LabelSet, load_label_set
+from if_jax.data.pairs import Found
 
-DATASETS = ('cityscapes', 'cityscapes_coarse', 'camvid', 'folder', 'streets', 'tfds:cityscapes')
+IN_FOLDERS = ('cityscapes', 'cityscapes_coarse', 'camvid', 'folder')
+DATASETS = (*IN_FOLDERS, 'streets', 'tfds:cityscapes')
 
 
 class Sample(TypedDict):
@@ -86,29 +88,66 @@ def load_dataset(
   """
   if name == 'streets':
     return Dataset(name, split, *_streets(split, **options))
+  if name in DATASETS and options:
+    raise ValueError(f'the data set {name} takes no option {", ".join(options)}')
+  root, label_set = open_root(name, root)
+  if name == 'tfds:cityscapes':
+    return Dataset(name, split, label_set, cityscapes.open_tfds(root, split))
+  found = find_pairs(name, split, root)
+  source = builder.prepare(name, split, found.pairs, found.problems, label_set, cache_dir)
+  return Dataset(name, split, label_set, source)
+
+
+def open_root(name: str, root: str | Path | None) -> tuple[Path, LabelSet]:
+  """Finds the folder of a data set, and its classes.
+
+  Args:
+    name: one of `DATASETS` but 'streets', which has no folder.
+    root: as for `load_dataset`.
+
+  Returns:
+    The folder, and the label set.
+
+  Raises:
+    FileNotFoundError: if there is no such folder or class file.
+    ValueError: if the name is unknown, the root is missing or a file, or the class file is wrong.
+  """
   if name not in DATASETS:
     raise ValueError(f'no data set {name!r}; there are {", ".join(DATASETS)}')
-  if options:
-    raise ValueError(f'the data set {name} takes no option {", ".join(options)}')
   if not root:
     raise ValueError(f'the data set {name} needs root, the folder that holds it')
-  if not re.fullmatch(r'[\w-]+', split):
-    raise ValueError(f"split {split!r}: only letters, digits, '-' and '_' can name a split")
   root = Path(root).expanduser()
+  if root.is_file():
+    raise ValueError(f'root {root}: a file, not a folder; if it is an archive, unpack it first')
   if not root.is_dir():
     raise FileNotFoundError(f'root {root}: no such folder; give the one that holds {name}')
+  if name == 'folder':
+    return root, load_label_set(root / folder.CLASS_FILE)
+  return root, CAMVID if name == 'camvid' else CITYSCAPES
 
-  if name == 'tfds:cityscapes':
-    return Dataset(name, split, CITYSCAPES, cityscapes.open_tfds(root, split))
+
+def find_pairs(name: str, split: str, root: Path) -> Found:
+  """Finds the files of a split, unread.
+
+  Args:
+    name: one of `DATASETS` that is read from files.
+    split: as for `load_dataset`.
+    root: of `open_root`.
+
+  Returns:
+    The pairs, and what is wrong with the other files.
+
+  Raises:
+    FileNotFoundError: if there is no image or no label.
+    ValueError: if the split has no name for a folder.
+  """
+  if not re.fullmatch(r'[\w-]+', split):
+    raise ValueError(f"split {split!r}: only letters, digits, '-' and '_' can name a split")
   if name == 'camvid':
-    label_set, found = CAMVID, camvid.find_pairs(root, split)
-  elif name == 'folder':
-    label_set = load_label_set(root / folder.CLASS_FILE)
-    found = folder.find_pairs(root, split)
-  else:
-    annotation = 'gtFine' if name == 'cityscapes' else 'gtCoarse'
-    label_set, found = CITYSCAPES, cityscapes.find_pairs(root, split, annotation)
-  return Dataset(name, split, label_set, builder.prepare(name, split, *found, label_set, cache_dir))
+    return camvid.find_pairs(root, split)
+  if name == 'folder':
+    return folder.find_pairs(root, split)
+  return cityscapes.find_pairs(root, split, 'gtFine' if name == 'cityscapes' else 'gtCoarse')
 
 
 def _streets(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 # 8192 x 8192. A file of a few hundred kilobytes can claim, and fill, gigabytes.
 MAX_PIXELS = 1 << 26
@@ -49,6 +49,30 @@ def decode_image(data: bytes, source: str, *, upright: bool = False) -> np.ndarr
       _load(again, source)
     raise ValueError(f'{source}: OpenCV cannot decode this {header.format} image; save it as PNG')
   return image
+
+
+def require_upright(data: bytes, source: str) -> None:
+  """Refuses an image that viewers show turned or mirrored, as EXIF asks.
+
+  Training takes the pixels as they are stored. A mask that was drawn over what a viewer shows then
+  lies across them, and where height and width are alike no size tells of it.
+
+  Raises:
+    ValueError: naming the orientation and the mend.
+  """
+  with _open(data, source) as image:
+    # To look for EXIF, Pillow decodes all of a PNG.
+    if image.format == 'PNG' and b'eXIf' not in data:
+      return
+    try:
+      orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _READ_ERRORS:  # Viewers cannot read it either, and the pixels are not concerned.
+      return
+  if orientation in range(2, 9):
+    raise ValueError(
+      f'{source}: EXIF orientation {orientation}: viewers turn or mirror what is stored, training '
+      'does not; save it upright, or remove the tag if its label fits the stored pixels'
+    )
 
 
 def decode_label(data: bytes, source: str) -> np.ndarray:
@@ -118,6 +142,8 @@ def image_size(data_or_path: bytes | str | Path) -> tuple[int, int]:
 
 def _open(data_or_path: bytes | Path, source: str) -> Image.Image:
   """Reads the header and holds its size against the bound, before memory is taken."""
+  if data_or_path == b'':
+    raise ValueError(f'{source}: an empty file; replace it')
   file = io.BytesIO(data_or_path) if isinstance(data_or_path, bytes) else data_or_path
   try:
     image = Image.open(file, formats=_FORMATS)

@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
-from if_jax.data.pairs import IMAGE_ENDINGS, Pair, find_files, match_files, require_files
+from if_jax.data.pairs import (
+  IMAGE_ENDINGS,
+  Found,
+  find_files,
+  find_unread,
+  match_files,
+  require_files,
+)
 
 CLASS_FILE = 'classes.json'
 # The split that stands for everything below images/, for data without a folder for each split.
 ALL = 'all'
 
 
-def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
+def find_pairs(root: Path, split: str) -> Found:
   """Finds the images below `images/<split>` and the labels of the same names.
 
   Args:
@@ -18,7 +25,7 @@ def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
     split: the name of the folder of the split; 'all' for everything below `images`.
 
   Returns:
-    The pairs, and a sentence for each file without partner.
+    The pairs, and what is wrong with the other files.
 
   Raises:
     FileNotFoundError: if there is no image or no label.
@@ -30,4 +37,7 @@ def find_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
   require_files(images, f'image (without folders for splits, ask for {ALL!r})', image_folder)
   labels = find_files(label_folder, IMAGE_ENDINGS)
   require_files(labels, 'label', label_folder)
-  return match_files(images, labels, f'images/{within}{{}}.png', f'{labels_name}/{within}{{}}.png')
+  found = match_files(images, labels, f'images/{within}{{}}.png', f'{labels_name}/{within}{{}}.png')
+  for files in (image_folder, label_folder):
+    found.unread.extend(find_unread(files, IMAGE_ENDINGS))
+  return found
