@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from if_jax import cli
 
-MODES = ('train', 'evaluate', 'predict', 'train_inversenet')
+MODES = ('train', 'evaluate', 'predict', 'check_data', 'train_inversenet')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration (configs/default.py); single keys by --config.KEY=VALUE.'
@@ -29,7 +29,7 @@ def main() -> int:
     close = difflib.get_close_matches(mode, MODES, n=1)
     hint = f' Did you mean {close[0]}?' if close else ''
     raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint}')
-  if not _WORKDIR.value:
+  if not _WORKDIR.value and mode != 'check_data':
     raise ValueError('--workdir=DIR is missing: the folder of the run')
   # A shell leaves the ~ of --workdir=~/x as it is.
   workdir, source, output = (
@@ -45,6 +45,11 @@ def main() -> int:
       f'--mode={mode} does not go with this configuration: train_inversenet goes with '
       'configs/inversenet.py and its like, the other modes with the rest of configs/'
     )
+
+  if mode == 'check_data':
+    from if_jax.check_data import check_data
+
+    return 1 if check_data(config) else 0
 
   # Imported late: a mistake above is told at once, and these take seconds.
   from if_jax.compilation_cache import keep_compiled_programs
