@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import encode, palette_image, png, with_orientation
-from processes import run_main, run_python
+from processes import ROOT, run_main, run_python
 
 from configs import default, folder
 from if_jax.check_data import check_data
@@ -191,6 +191,13 @@ def test_every_kind_of_bad_file_is_named_with_its_reason_in_one_run(root):
     lines.remove(told[0])
   assert not lines
   assert end == f'{len(in_train)} problems in folder train, {len(in_val)} problems in folder val'
+  # What the documentation says of them, but for the split without files.
+  page = (ROOT / 'docs/check_data.md').read_text()
+  rows = re.findall(r'^\| .* \| (`.*`) \|$', page, re.MULTILINE)
+  assert len(rows) == 16
+  for quoted in re.findall('`(.*?)`', ' '.join(rows[:-1])):
+    pattern = re.escape(quoted).replace(re.escape('...'), '.*')
+    assert re.search(f': (.* )?{pattern}', run.stdout), quoted
   # The libraries' own complaints are not ours, and not the user's to read.
   assert re.fullmatch(r'Checking folder train: .*\nChecking folder val: .*\n', run.stderr)
 
