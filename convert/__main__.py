@@ -66,8 +66,9 @@ def _to_pytorch(folder: Path, name: str, output: Path) -> None:
     raise ValueError(f'the weights in {folder} are of {card["model"]}, not of --model={name}')
   entries = to_torch(variables, name)
   pytorch_file.write(output, entries)
-  digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
-  _report(str(folder), digest, entries, [])
+  with (folder / WEIGHTS_FILE).open('rb') as file:
+    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+  _report(str(folder), sha256, entries, [])
   print(f'Written to {output}; load it with torch.load({str(output)!r}, weights_only=True)')
 
 

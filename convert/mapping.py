@@ -36,7 +36,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], name: str) -> dict:
   Returns:
     {'params': ..., 'batch_stats': ...} of float32 NumPy arrays, C-contiguous.
   Raises:
-    ValueError: naming every missing, unexpected, mis-shaped and non-finite entry.
+    ValueError: naming every entry that is missing, unexpected, mis-shaped, not of floats, not
+      finite, or a negative running variance.
   Source: the names of github.com/Qualcomm-AI-research/InverseForm.
   """
   expected = _expected(name, **_options(state_dict, name))
@@ -80,8 +81,7 @@ def to_torch(variables: Mapping, name: str) -> dict[str, np.ndarray]:
   """
   flat = flatten_dict(jax.tree.map(np.asarray, dict(variables)))
   edge_head = any(path[1] == 'edge_head' for path in flat)
-  classifiers = [flat[path] for path in _CLASSIFIERS if path in flat]
-  num_classes = classifiers[0].shape[-1] if classifiers else 19
+  num_classes = _num_classes((flat[path] for path in _CLASSIFIERS if path in flat), axis=-1)
   expected = _expected(name, num_classes=num_classes, edge_head=edge_head)
   problems = shape_differences(
     {'/'.join(path): _flax_shape(shape) for path, shape in expected.values()},
@@ -101,17 +101,18 @@ def _convert(given, expected, name):
   problems = shape_differences(
     {k: shape for k, (_, shape) in expected.items()}, {k: v.shape for k, v in given.items()}
   )
-  bad = [
-    k
-    for k in expected
-    if k in given
-    and (
-      not np.isfinite(np.asarray(given[k], np.float32)).all()
-      or (k.endswith('running_var') and (np.asarray(given[k], np.float32) < 0).any())
-    )
-  ]
-  _raise_if_any(name, problems | {'not-finite': bad})
-  return unflatten_dict({path: _to_flax_layout(given[k]) for k, (path, _) in expected.items()})
+  arrays = {}
+  with np.errstate(over='ignore'):  # Too large for float32 is not finite, and told below.
+    for k in expected:
+      if k in given and jnp.issubdtype(given[k].dtype, jnp.floating):
+        arrays[k] = np.asarray(given[k], np.float32)
+  problems |= {
+    'not of floats': [k for k in expected if k in given and k not in arrays],
+    'not finite': [k for k, x in arrays.items() if not np.isfinite(x).all()],
+    'negative': [k for k, x in arrays.items() if k.endswith('running_var') and (x < 0).any()],
+  }
+  _raise_if_any(name, problems)
+  return unflatten_dict({path: _to_flax_layout(arrays[k]) for k, (path, _) in expected.items()})
 
 
 @functools.cache
@@ -136,20 +137,20 @@ def _expected(name, num_classes=19, edge_head=True):
 def _options(state_dict, name):
   if name == 'inversenet':
     return {}
-  for classifier in ('ocr.cls_head.weight', 'hrhead.last_layer.2.weight'):
-    if classifier in state_dict and state_dict[classifier].ndim == 4:
-      num_classes = state_dict[classifier].shape[0]
-      break
-  else:
-    num_classes = 19
+  names = ('ocr.cls_head.weight', 'hrhead.last_layer.2.weight')
+  classifiers = (state_dict[name] for name in names if name in state_dict)
   return {
-    'num_classes': num_classes,
+    'num_classes': _num_classes(classifiers, axis=0),
     'edge_head': any(k.startswith('edge_head.') for k in state_dict),
   }
 
 
+def _num_classes(classifiers, axis):
+  """Of the first that is a classifier; 19 where none is, which is then told by its shape."""
+  return next((x.shape[axis] for x in classifiers if x.ndim == 4 and x.shape[axis]), 19)
+
+
 def _to_flax_layout(array):
-  array = np.asarray(array, np.float32)
   return np.ascontiguousarray(array.transpose(_FLAX_AXES.get(array.ndim)))
 
 

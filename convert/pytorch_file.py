@@ -29,7 +29,8 @@ _LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 # The largest pickle and the largest zip directory, in bytes. The largest released model with its
 # optimizer has 0.43 MB of pickle; a hostile one takes up to 65 times its size in memory.
 _MAX_OVERHEAD = 4 * 2**20
-
+# Letters of a tensor's name, which messages repeat; the longest that is released has 73.
+_MAX_NAME = 500
 
 # DataParallel, any number of times, around or inside a module that holds the network as `model`.
 _WRAPPERS = re.compile(r'(module\.)*(model\.)?(module\.)*')
@@ -103,7 +104,7 @@ def state_dict(file: PytorchFile) -> dict[str, np.ndarray]:
     `model.` are taken off where every name has them.
 
   Raises:
-    CheckpointError: the checkpoint holds no state dict.
+    CheckpointError: the checkpoint holds no state dict, or one with names that no network has.
 
   Example:
     >>> weights = {'module.fc.weight': np.zeros((3, 2)), 'module.fc.bias': np.zeros(3)}
@@ -127,7 +128,13 @@ def state_dict(file: PytorchFile) -> dict[str, np.ndarray]:
       )
   common = os.path.commonprefix(list(found))  # noqa: RUF071, by characters is what is meant
   prefix = _WRAPPERS.match(common)[0]
-  return {name.removeprefix(prefix): array for name, array in found.items()}
+  weights = {name.removeprefix(prefix): array for name, array in found.items()}
+  for name in weights:
+    if not name.isprintable() or len(name) > _MAX_NAME:
+      raise CheckpointError(
+        f'{file.path}: has a tensor named {ascii(name)[:60]}, which no network has'
+      )
+  return weights
 
 
 def write(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:

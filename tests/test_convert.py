@@ -47,13 +47,31 @@ def test_everything_that_does_not_fit_is_listed():
   state_dict['backbone.bn1.weight'] = np.zeros((3,), np.float32)
   state_dict['backbone.bn2.bias'][0] = np.nan
   state_dict['backbone.bn2.running_var'][0] = -1
+  state_dict['backbone.conv1.weight'] = state_dict['backbone.conv1.weight'].astype(np.float64)
+  state_dict['backbone.conv1.weight'][0] = 1e300  # No float32 is as large.
+  state_dict['backbone.bn2.weight'] = state_dict['backbone.bn2.weight'].astype(np.complex64)
   with pytest.raises(ValueError, match='do not fit hrnet18') as error:
     from_torch(state_dict, 'hrnet18')
   message = str(error.value)
   assert '1 missing: backbone.conv2.weight' in message
   assert '1 unexpected: backbone.conv9.weight' in message
   assert '1 mis-shaped: backbone.bn1.weight (3,) (expected (64,))' in message
-  assert 'backbone.bn2.bias, backbone.bn2.running_var' in message
+  assert '1 not of floats: backbone.bn2.weight' in message
+  assert '2 not finite: backbone.conv1.weight, backbone.bn2.bias' in message
+  assert '1 negative: backbone.bn2.running_var' in message
+
+
+@pytest.mark.parametrize('shape', [(), (0, 120, 1, 1)])
+def test_a_classifier_that_is_none_is_told(shape):
+  state_dict = reference.state_dict('hrnet16_slim')
+  name = 'hrhead.last_layer.2.weight'
+  variables = from_torch(state_dict, 'hrnet16_slim')
+  state_dict[name] = np.zeros(shape, np.float32)
+  with pytest.raises(ValueError, match=f'1 mis-shaped: {name}'):
+    from_torch(state_dict, 'hrnet16_slim')
+  variables['params']['head']['classifier']['kernel'] = np.zeros(shape[::-1], np.float32)
+  with pytest.raises(ValueError, match='1 mis-shaped: params/head/classifier/kernel'):
+    to_torch(variables, 'hrnet16_slim')
 
 
 def test_an_imagenet_classifier_gives_its_backbone():

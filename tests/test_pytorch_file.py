@@ -231,6 +231,13 @@ def test_no_state_dict_is_told(content, told):
     state_dict(_file_with(content))
 
 
+@pytest.mark.parametrize('name', ['a\x1b[2J', 'a\nb', '\ud800', 'a' * 501])
+def test_names_that_no_network_has_are_refused(name):
+  with pytest.raises(CheckpointError, match='which no network has') as caught:
+    state_dict(_file_with({'weight': np.zeros(1), name: np.zeros(1)}))
+  assert str(caught.value).isprintable()
+
+
 class _Harm:
   def __init__(self, function, *arguments):
     self.reduced = function, arguments
