@@ -14,6 +14,7 @@ import rich.box
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from if_jax.data.checks import Finding, examine, examine_pair
@@ -94,7 +95,7 @@ def _check_examples(config: ConfigDict, split: str) -> _Split:
   dataset = load_split(config, split)
   try:
     indices = range(len(dataset))
-  except ValueError as error:  # A file of TFDS's is cut off.
+  except (OSError, ValueError) as error:  # A file of TFDS's is gone or cut off.
     return _Split(split, dataset.label_set, [], [str(error)], [])
   findings = _examine(config, split, functools.partial(_examine_example, dataset), indices)
   problems = [problem for x in findings for problem in x.problems]
@@ -149,7 +150,7 @@ def _print_summary(name: str, split: _Split):
     table.add_column(title, justify='right', no_wrap=True)
   for i, class_name in enumerate(class_names):
     share = f'{pixels[i] / max(labelled, 1):.2%}'
-    table.add_row(class_name, str(ids[i]), f'{pixels[i]:,}', share, str(images[i]))
+    table.add_row(escape(class_name), str(ids[i]), f'{pixels[i]:,}', share, str(images[i]))
   # What is no terminal is not as wide as one, either.
   Console(width=None if is_terminal else 1000).print(table)
   if missing := [class_names[i] for i in range(len(ids)) if not pixels[i]]:
@@ -158,7 +159,7 @@ def _print_summary(name: str, split: _Split):
 
 
 def _sizes(findings: Sequence[Finding]) -> str:
-  """'1024x2048', or '1024x2048 (499) and 512x1024 (1)'."""
+  """'1024x2048', or '1024x2048 (499), 512x1024 (1)'."""
   counts = collections.Counter(f'{x.size[0]}x{x.size[1]}' for x in findings).most_common()
   if len(counts) == 1:
     return counts[0][0]
