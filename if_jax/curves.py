@@ -45,28 +45,30 @@ _LEGEND_FONT = ImageFont.load_default(14)
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float | None]]:
-  """Reads a file of JSON lines, each an object with a 'step'.
+  """Reads a file of JSON lines, each an object of numbers with a 'step'.
 
   A crash may have left the last line half written; it is left out.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: another line is not such an object.
+    ValueError: another line is not such an object; a number that was not finite is null.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f'there are no metrics at {path}: training and evaluation write them')
-  lines = path.read_text(encoding='utf-8').split('\n')
+  lines = path.read_bytes().split(b'\n')
   records = []
-  # What follows the last line break, if anything, was never finished.
+  # What follows the last line break, if anything, was never finished, and need not be text.
   for number, line in enumerate(lines[:-1], start=1):
     try:
       record = json.loads(line)
-      record['step'] + 0
-    except (ValueError, KeyError, TypeError):
+      finite = all(math.isfinite(value) for value in record.values() if value is not None)
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+      finite = False
+    if not finite or record.get('step') is None:
       raise ValueError(
-        f'{path}, line {number} is no JSON object with a number "step": remove the line'
-      ) from None
+        f'{path}, line {number} is no JSON object of numbers with a "step": remove the line'
+      )
     records.append(record)
   return records
 

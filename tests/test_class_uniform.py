@@ -206,6 +206,22 @@ def test_a_data_set_is_searched_once_and_anew_when_it_changes(folder, decoded):
   assert 1 in cat[:, 0] and 1 not in dog[:, 0]
 
 
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'emptied', 'zeros'])
+def test_what_the_disk_has_damaged_is_searched_anew(folder, decoded, damage):
+  dataset = load_dataset('folder', 'all', root=folder / 'pets', cache_dir=folder / 'cache')
+  first = class_centroids(dataset, (8, 8))
+  (path,) = folder.rglob('centroids-*')
+  whole = path.read_bytes()
+  flipped = whole[:40] + bytes([whole[40] ^ 1]) + whole[41:]
+  contents = {'cut': whole[:-16], 'flipped': flipped, 'emptied': b'', 'zeros': bytes(len(whole))}
+  path.write_bytes(contents[damage])
+  decoded.clear()
+  for ours, theirs in zip(class_centroids(dataset, (8, 8)), first, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert len(decoded) == 3
+  assert path.read_bytes() == whole
+
+
 def test_what_cannot_be_kept_is_searched_all_the_same(folder, decoded, monkeypatch):
   dataset = load_dataset('folder', 'all', root=folder / 'pets', cache_dir=folder / 'cache')
   before = sorted(folder.rglob('*'))

@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from PIL import Image
+
+from if_jax.curves import read_metrics
+from if_jax.data.datasets import load_dataset
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,6 +172,92 @@ def test_no_checkpoint_runs_anything_and_every_refusal_is_one_line(tmp_path):
 def test_the_sentinel_would_have_been_seen(tmp_path):
   pickle.loads(pickle.dumps(_Harm(os.system, f'touch {tmp_path}/ran')))
   assert (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    b'{"step": 2',
+    b'{"step": null}',
+    b'{"step": "2"}',
+    b'{"loss": 1}',
+    b'{"step": 2, "val/miou": "0.5"}',
+    b'{"step": 2, "loss": [1]}',
+    b'{"step": 2, "loss": NaN}',
+    b'{"step": 2, "loss": 1' + b'0' * 400 + b'}',
+    b'[2]',
+    b'"step"',
+    b'',
+    b'[' * 100_000,
+    b'\xff\xfe',
+    bytes(512),
+  ],
+)
+def test_a_damaged_line_of_metrics_is_told_by_its_number(tmp_path, line):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1, "loss": null}\n' + line + b'\n{"step": 3}\n')
+  with pytest.raises(ValueError, match=re.escape(f'{path}, line 2 is no JSON object of numbers')):
+    read_metrics(path)
+  # What a crash leaves of the last line is left out.
+  path.write_bytes(b'{"step": 1, "loss": null}\n' + line)
+  assert read_metrics(path) == [{'step': 1, 'loss': None}]
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """A function that loads a data set whose prepared files can be damaged before."""
+  root = tmp_path_factory.mktemp('pets')
+  for part in ('images', 'labels'):
+    (root / part).mkdir()
+    for i in range(3):
+      Image.fromarray(np.full((8, 8), i, np.uint8)).save(root / part / f'{i}.png')
+  classes = [{'name': str(i), 'color': [i, 0, 0]} for i in range(3)]
+  (root / 'classes.json').write_text(json.dumps({'classes': classes}))
+
+  def load():
+    return load_dataset('folder', 'all', root=root, cache_dir=root / 'cache')
+
+  load()
+  (shard,) = root.rglob('*.array_record-*')
+  return load, shard.parent
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', '*.array_record-*'])
+@pytest.mark.parametrize('damage', ['missing', 'empty', 'cut', 'garbage', 'nested'])
+def test_damage_to_what_was_prepared_is_told(prepared, name, damage):
+  load, folder = prepared
+  (path,) = folder.glob(name)
+  whole = path.read_bytes()
+  damaged = {
+    'empty': b'',
+    'cut': whole[: len(whole) // 2],
+    'garbage': b'x' * len(whole),
+    'nested': b'[' * 100_000,
+  }
+  try:
+    path.unlink()
+    if damage != 'missing':
+      path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=r'cannot be read .*; delete this folder and') as caught:
+      list(load())
+  finally:
+    path.write_bytes(whole)
+  named = str(caught.value).partition(':')[0]
+  assert folder.is_relative_to(named) and not folder.parents[2].is_relative_to(named)
+  assert len(list(load())) == 3
+
+
+def test_no_example_is_dropped_in_silence(prepared):
+  load, folder = prepared
+  path = folder / 'dataset_info.json'
+  whole = path.read_text()
+  assert '"3"' in whole
+  try:
+    path.write_text(whole.replace('"3"', '"2"'))
+    with pytest.raises(ValueError, match='it holds another number of examples'):
+      load()
+  finally:
+    path.write_text(whole)
 
 
 # What processes of one job send each other never was a file.

@@ -160,6 +160,15 @@ def test_a_missing_class_file_shows_what_to_write(tmp_path):
     ({'classes': [ROAD], 'ignore': [3]}, 'id 3 is given more than once'),
     ({'classes': [ROAD], 'ignore': 255}, '"ignore" is 255, not a list'),
     ({'classes': [ROAD], 'ignore': [-1]}, 'an entry of "ignore" is -1'),
+    ('[' * 100_000, 'nested too deeply'),
+    ('{"classes": [' + '9' * 5000 + ']}', 'Exceeds the limit'),
+    (' ' * 2_000_000, 'over 1 MiB'),
+    ({'classes': ['x' * 9000]}, "class 0 is 'xxxxxxxxxxxx...xxxxxxxxxxxxx', not an object"),
+    ({'classes': [{**ROAD, 'name': '\x1b[2J'}]}, r"is '\\x1b\[2J', not up to 100 letters"),
+    ({'classes': [{**ROAD, 'name': 'x' * 101}]}, 'not up to 100 letters'),
+    ({'classes': [{**ROAD, 'id': float('nan')}]}, r'"id" of class 0 \(road\) is nan'),
+    # As long as a class file may be, and told without comparing all with all.
+    ({'classes': [ROAD], 'ignore': [[i >> 8, i & 255, 0] for i in range(20_000)] * 2}, 'colour '),
     (
       {'classes': [{'name': str(i), 'color': [i, 0, 0], 'id': i} for i in range(255)]},
       '255 classes; a label set has 1 to 254',

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from PIL import Image
 
 from if_jax.data import decode
@@ -26,6 +27,10 @@ from if_jax.data.labels import LabelSet
 from if_jax.data.pairs import Pair
 
 _SHARD_BYTES = 256 << 20
+_REMEDY = (
+  'delete this folder and prepare the data set again (a run does so by itself, except for '
+  'tfds:cityscapes)'
+)
 
 
 class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -109,12 +114,11 @@ class Records:
       example = self._examples[index]
       # Of a file that ends early, array_record gives empty records.
       reason = 'cut off' if any(value is None for value in example.values()) else ''
-    except RuntimeError as error:  # array_record's, for whatever is wrong with its files.
+    except (RuntimeError, DecodeError) as error:  # array_record's own, and that of a TFRecord.
       reason = str(error).splitlines()[0]
     if reason:
       raise ValueError(
-        f'{self.directory}: example {index} of {self.split} cannot be read ({reason}); '
-        'prepare the data set again'
+        f'{self.directory}: example {index} of {self.split} cannot be read ({reason}); {_REMEDY}'
       )
     return self.to_sample(example)
 
@@ -126,7 +130,7 @@ class Records:
 
   @functools.cached_property
   def _examples(self):
-    builder = tfds.builder_from_directory(self.directory)
+    builder = open_prepared(self.directory)
     features = builder.info.features
     undecoded = {
       name: tfds.decode.SkipDecoding()
@@ -137,6 +141,28 @@ class Records:
       parse = functools.partial(features.deserialize_example_np, decoders=undecoded)
       return _TFRecords(builder.info.splits[self.split].filepaths, parse)
     return builder.as_data_source(self.split, decoders=undecoded)
+
+
+def open_prepared(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
+  """Opens a data set that TFDS has prepared.
+
+  Args:
+    directory: its version folder.
+
+  Raises:
+    ValueError: what it says of itself, dataset_info.json and features.json, cannot be read.
+  """
+  with _damage_told(directory):
+    return tfds.builder_from_directory(directory)
+
+
+@contextlib.contextmanager
+def _damage_told(directory: str | os.PathLike) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Of eight types: TFDS parses JSON into messages, and asserts.
+    reason = str(error).partition('\n')[0][:200]
+    raise ValueError(f'{directory}: cannot be read ({reason}); {_REMEDY}') from error
 
 
 class _TFRecords:
@@ -157,7 +183,7 @@ class _TFRecords:
         start = file.tell()
         length = struct.unpack('<Q', header[:8])[0] if len(header) == 12 else size
         if start + length + 4 > size:
-          raise ValueError(f'{path}: cut off or no TFRecord file; prepare the data set again')
+          raise ValueError(f'{path}: cut off or no TFRecord file; {_REMEDY}')
         yield path, start, length
         file.seek(length + 4, os.SEEK_CUR)
 
@@ -198,7 +224,8 @@ def prepare(
     The records, giving `{'image': bytes, 'label': bytes, 'name': str}`.
 
   Raises:
-    ValueError: listing everything that is wrong with the files.
+    ValueError: listing everything that is wrong with the files, or naming what was prepared and
+      has been damaged since.
     OSError: if the disk has no room for them.
   """
   fingerprint = _fingerprint(name, split, pairs, label_set)
@@ -208,8 +235,12 @@ def prepare(
   # TFDS keeps the name 'all' for the union of all splits.
   written_split = 'data' if split == 'all' else split
   with _locked(data_dir / 'lock'):
-    builder = FolderBuilder(name, written_split, pairs, label_set, data_dir)
-    if problems or not builder.data_path.exists():
+    with _damage_told(data_dir):
+      builder = FolderBuilder(name, written_split, pairs, label_set, data_dir)
+      is_prepared = builder.data_path.exists()
+      if is_prepared and builder.info.splits[written_split].num_examples != len(pairs):
+        raise ValueError('it holds another number of examples')
+    if problems or not is_prepared:
       check_pairs(f'{name} {split}', pairs, problems, label_set)
       for unfinished in (data_dir / name).glob('incomplete.*'):
         shutil.rmtree(unfinished)

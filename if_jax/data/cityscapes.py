@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from if_jax.data.builder import Records
+from if_jax.data.builder import Records, open_prepared
 from if_jax.data.pairs import Found, find_files, find_unread, match_files, require_files
 
 
@@ -67,7 +67,7 @@ def open_tfds(data_dir: Path, split: str) -> Records:
       'extracted folders, which needs no TensorFlow, with the data set cityscapes'
     )
   directory = max(versions, key=lambda path: tfds.core.Version(path.name))
-  info = tfds.builder_from_directory(directory).info
+  info = open_prepared(directory).info
   name = 'validation' if split == 'val' else split
   if name not in info.splits:
     raise ValueError(f'{directory} has no split {split!r}; it has {", ".join(info.splits)}')

@@ -11,10 +11,12 @@ import functools
 import itertools
 import os
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from rich.console import Console
 from rich.progress import track
 
@@ -49,9 +51,8 @@ def class_centroids(dataset: Dataset, tile_size: tuple[int, int]) -> tuple[np.nd
   leave out what is left over at its right and lower edge; see also `tile_centroids`.
   """
   cache = _cache_file(dataset, tile_size)
-  if cache and cache.exists():
-    table = np.load(cache)
-  else:
+  table = _read(cache) if cache else None
+  if table is None:
     table = _search(dataset, tile_size)
     if cache:
       _write(cache, table)
@@ -134,12 +135,26 @@ def _cache_file(dataset: Dataset, tile_size: tuple[int, int]) -> Path | None:
   if not isinstance(dataset.source, Records):
     return None
   height, width = tile_size
-  return Path(dataset.source.directory, f'centroids-{dataset.source.split}-{height}x{width}.npy')
+  return Path(dataset.source.directory, f'centroids-{dataset.source.split}-{height}x{width}.bin')
+
+
+def _read(path: Path) -> np.ndarray | None:
+  """What was written there; None if nothing was, or if the disk gives back something else."""
+  try:
+    data = path.read_bytes()
+  except OSError:
+    return None
+  checksum, table = data[:4], data[4:]
+  if zlib.crc32(table).to_bytes(4) != checksum:
+    logging.warning('%s is damaged; the places of the classes are looked for again', path)
+    return None
+  return np.frombuffer(table, '<i4').reshape(-1, 4)
 
 
 def _write(path: Path, table: np.ndarray):
   """Writes it whole or not at all: where there is no permission or room, only time is lost."""
+  numbers = table.astype('<i4').tobytes()
   with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as folder:
     unfinished = Path(folder, path.name)
-    np.save(unfinished, table)
+    unfinished.write_bytes(zlib.crc32(numbers).to_bytes(4) + numbers)
     os.replace(unfinished, path)
