@@ -20,10 +20,24 @@ _MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(MODES)}.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if it is not there.')
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a folder of images.')
 _OUTPUT = flags.DEFINE_string('output', None, 'predict: where to; default: WORKDIR/predictions.')
+# Several processes, see docs/multi_machine.md.
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, the same for all; auto: ask the cluster.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_TIMEOUTS = {
+  name: flags.DEFINE_integer(name, seconds, f'Seconds {what}.', lower_bound=1)
+  for name, seconds, what in (
+    ('initialization_timeout', 60, 'to wait for the other processes at the start'),
+    ('heartbeat_timeout', 20, 'after which a silent process counts as dead'),
+    ('shutdown_timeout', 15, 'to wait for the other processes at the end'),
+  )
+}
 
 
 def main() -> int:
-  """Runs the chosen mode; 0 is success, 1 that some images could not be read."""
+  """Runs the chosen mode and gives the exit status."""
   mode = _MODE.value
   if mode not in MODES:
     close = difflib.get_close_matches(mode, MODES, n=1)
@@ -46,33 +60,45 @@ def main() -> int:
       'configs/inversenet.py and its like, the other modes with the rest of configs/'
     )
 
+  if mode == 'predict' and not source:
+    raise ValueError('--input=PATH is missing: an image, a video, or a folder of images')
+  if mode == 'predict' and _COORDINATOR.value:
+    raise ValueError('--mode=predict runs alone; give each process a folder, without --coordinator')
+
   if mode == 'check_data':
     from if_jax.check_data import check_data
 
     return 1 if check_data(config) else 0
 
   # Imported late: a mistake above is told at once, and these take seconds.
+  from if_jax import processes
   from if_jax.compilation_cache import keep_compiled_programs
 
   keep_compiled_programs()
-  if mode == 'train':
-    from if_jax.train import train_and_evaluate
+  with processes.joined(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    tell=cli.tell,
+    **{name: flag.value for name, flag in _TIMEOUTS.items()},
+  ):
+    if mode == 'train':
+      from if_jax.train import train_and_evaluate
 
-    train_and_evaluate(config, workdir)
-  elif mode == 'train_inversenet':
-    from if_jax.train_inversenet import train_inversenet
+      train_and_evaluate(config, workdir)
+    elif mode == 'train_inversenet':
+      from if_jax.train_inversenet import train_inversenet
 
-    train_inversenet(config, workdir)
-  elif mode == 'evaluate':
-    from if_jax.evaluate import evaluate
+      train_inversenet(config, workdir)
+    elif mode == 'evaluate':
+      from if_jax.evaluate import evaluate
 
-    evaluate(config, workdir)
-  else:
-    from if_jax.predict import predict_paths
+      evaluate(config, workdir)
+    else:
+      from if_jax.predict import predict_paths
 
-    if not source:
-      raise ValueError('--input=PATH is missing: an image, a video, or a folder of images')
-    return 1 if predict_paths(config, workdir, source, output) else 0
+      # 1: some images could not be read.
+      return 1 if predict_paths(config, workdir, source, output) else 0
   return 0
 
 

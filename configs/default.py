@@ -70,6 +70,9 @@ def get_config() -> ConfigDict:
   config.train.eval_every = 250
   config.train.checkpoint_every = 250
   config.train.keep_checkpoints = 2
+  # Seconds without the end of a step, or of an evaluation, after which the run ends with a reason:
+  # longer than compiling takes. 0: never.
+  config.train.step_timeout = 3600
   # Of a moving average of the weights, which is then what is evaluated and kept as the best; 0.999
   # averages over about the last thousand steps. 0: none.
   config.train.ema_decay = 0.0

@@ -58,6 +58,9 @@ def get_config() -> ConfigDict:
   config.train.eval_every = 500
   config.train.checkpoint_every = 500
   config.train.keep_checkpoints = 2
+  # Seconds without the end of a step, or of an evaluation, after which the run ends with a reason:
+  # longer than compiling takes. 0: never.
+  config.train.step_timeout = 3600
 
   # AdamW with a linear warm-up and a cosine to 0.
   config.optimizer = ConfigDict()

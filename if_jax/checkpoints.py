@@ -1,69 +1,257 @@
-"""Checkpoints of a run, from which it resumes; orbax is used here alone."""
+"""Checkpoints that a run can go on from, whatever has happened to it; orbax is used here alone."""
 
+import json
+import logging as standard_logging
 import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+
+from if_jax import processes
 
 FOLDER = 'checkpoints'
+_TRASH = '.trash'
+
+
+class Checkpoint(NamedTuple):
+  """What was saved: the step, the state, a tree of NumPy arrays, and the record, as JSON."""
+
+  step: int
+  state: Any
+  record: dict[str, Any]
 
 
 class Checkpoints:
   """The newest states of a run, in `workdir/checkpoints/<step>`.
 
-  Saving goes on in the background; leaving the `with` block waits for it.
+  The first process writes and reads; the others are given what it has read. Saving goes on in the
+  background; leaving the `with` block waits for it, whatever the reason.
+
+  orbax writes a checkpoint whole or not at all, but reads flipped bits without a word, and deletes
+  file by file. So each array has a checksum here, a checkpoint that does not match is passed over,
+  and what is deleted is renamed first.
+
+  Args:
+    workdir: of the run; made if it is not there.
+    keep: how many checkpoints stay.
   """
 
   def __init__(self, workdir: str | os.PathLike, *, keep: int = 2):
-    self._manager = ocp.CheckpointManager(
-      Path(workdir, FOLDER).absolute(),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        cleanup_tmp_directories=True,
-      ),
-    )
+    self._folder = Path(workdir, FOLDER).absolute()
+    self._keep = keep
+    self._manager = None
+    if processes.is_first():
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._sweep('*.orbax-checkpoint-tmp*')
+      self._sweep(_TRASH)
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          create=False,
+          max_to_keep=keep,
+          todelete_subdir=_TRASH,
+          multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}
+          ),
+        ),
+      )
 
   def __enter__(self) -> 'Checkpoints':
+    for name in ('asyncio', 'absl'):
+      standard_logging.getLogger(name).addFilter(_is_of_interest)
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, kind, error, _):
+    try:
+      self._close(error)
+    finally:
+      for name in ('asyncio', 'absl'):
+        standard_logging.getLogger(name).removeFilter(_is_of_interest)
 
-  def latest_step(self) -> int | None:
-    """The newest finished checkpoint's step, or None."""
-    return self._manager.latest_step()
+  def _close(self, error):
+    if not self._manager:
+      return
+    try:
+      self._manager.close()
+    except Exception as failure:
+      # A run that stops on a signal promises a checkpoint.
+      if error is None or isinstance(error, SystemExit):
+        raise self._not_written(failure) from failure
+      logging.error('%s', self._not_written(failure))
+    self._sweep(_TRASH)
 
-  def save(self, step: int, state: Any) -> None:
-    """Saves a tree of arrays as that of `step`; a step that is there already is left as it is."""
-    if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+  def check_space(self, state: Any) -> None:
+    """Raises OSError if the checkpoints of a run would not fit onto the disk."""
+    if not self._manager:
+      return
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    # A new one is written before the oldest is deleted.
+    needed = size * max(2, self._keep + 1 - len(self._manager.all_steps()))
+    free = shutil.disk_usage(self._folder).free
+    if free < needed:
+      raise OSError(
+        f'{self._folder} has {_megabytes(free)} free, and the checkpoints of this run need '
+        f'{_megabytes(needed)}; make room, lower config.train.keep_checkpoints, or choose another '
+        '--workdir'
+      )
 
-  def restore(self, step: int, like: Any) -> Any:
-    """The state of `step`.
+  def save(self, step: int, state: Any, record: Mapping[str, Any]) -> None:
+    """Saves a state; one of the same step that is there already is left as it is.
 
     Args:
-      step: one that was saved.
-      like: a tree of arrays, or of their shapes and dtypes, that the state must fit.
-    Returns:
-      The tree, of NumPy arrays: it can go on any number of devices.
+      step: its number.
+      state: a tree of arrays, none of which may hold NaN or infinity.
+      record: what else a run needs to go on, of JSON's types.
     Raises:
-      ValueError: the checkpoint holds something else, or cannot be read.
+      OSError: this state or the one before it could not be written.
+      ValueError: a state that is not finite.
     """
-    template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    if not self._manager or step in self._manager.all_steps():
+      return
+    arrays = _by_path(state)
+    for path, array in arrays.items():
+      if not np.isfinite(array).all():
+        raise ValueError(f'the state after step {step} is not finite at {path}; it is not saved')
+    text = json.dumps({
+      'step': step,
+      'arrays': {path: _fingerprint(array) for path, array in arrays.items()},
+      'record': dict(record),
+    })  # fmt: skip
     try:
-      state = self._manager.restore(step, args=ocp.args.StandardRestore(template))
-    except Exception as error:  # orbax raises five unrelated kinds.
-      raise ValueError(self._does_not_fit(step)) from error
-    # orbax compares names, not shapes.
-    if [x.shape for x in jax.tree.leaves(state)] != [x.shape for x in jax.tree.leaves(template)]:
-      raise ValueError(self._does_not_fit(step))
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          record=ocp.args.JsonSave({'text': text, 'crc32': zlib.crc32(text.encode())}),
+        ),
+      )
+    except Exception as failure:  # orbax raises unrelated kinds, of the save before, too.
+      raise self._not_written(failure) from failure
+    self._sweep(_TRASH)
+
+  def restore_newest(
+    self, like: Any, check: Callable[[dict[str, Any]], None] = lambda record: None
+  ) -> Checkpoint | None:
+    """Reads the newest checkpoint that is whole, and logs which were passed over, and why.
+
+    Args:
+      like: a tree of arrays that the state must fit.
+      check: sees the record before the state is read; what it raises is raised here.
+    Returns:
+      The checkpoint, or None if there is none at all. It can go on any number of devices.
+    Raises:
+      ValueError: of another model, or there are checkpoints and all are damaged.
+    """
+    found = None
+    if self._manager:
+      try:
+        found = self._read_newest(like, check)
+      except ValueError as error:
+        found = error
+    found = processes.broadcast(found)
+    if isinstance(found, ValueError):
+      raise found
+    return found
+
+  def _read_newest(self, like, check):
+    damaged = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        content = self._read_record(step)
+      except Exception as error:  # orbax raises five unrelated kinds for damaged files.
+        damaged.append(f'{step} ({_first_line(error)})')
+        continue
+      check(content['record'])
+      self._check_fits(step, content['arrays'], like)
+      try:
+        state = self._read_state(step, content['arrays'], like)
+      except Exception as error:
+        damaged.append(f'{step} ({_first_line(error)})')
+        continue
+      if damaged:
+        logging.warning(
+          'Damaged and passed over in %s: %s.', self._folder, ', '.join(damaged)
+        )  # fmt: skip
+      return Checkpoint(step, state, content['record'])
+    if damaged:
+      raise ValueError(
+        f'all checkpoints in {self._folder} are damaged: {", ".join(damaged)}; bring back a copy, '
+        'or choose another --workdir to start from the beginning'
+      )
+    return None
+
+  def _read_record(self, step):
+    stored = self._manager.restore(
+      step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+    ).record  # fmt: skip
+    text = stored['text']
+    if zlib.crc32(text.encode()) != stored['crc32']:
+      raise ValueError('its record does not match its checksum')
+    content = json.loads(text)
+    if content['step'] != step:
+      raise ValueError(f'it is that of step {content["step"]}')
+    return content
+
+  def _check_fits(self, step, arrays, like):
+    stored = {path: (tuple(x['shape']), x['dtype']) for path, x in arrays.items()}
+    if stored != {path: (x.shape, str(x.dtype)) for path, x in _by_path(like).items()}:
+      raise ValueError(
+        f'checkpoint {step} in {self._folder} is of another model; resume with the configuration '
+        'it was made with, or choose another --workdir'
+      )
+
+  def _read_state(self, step, arrays, like):
+    template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    state = self._manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+    ).state
+    for path, array in _by_path(state).items():
+      if _fingerprint(array) != arrays[path]:
+        raise ValueError(f'{path} does not match its checksum')
     return state
 
-  def _does_not_fit(self, step: int) -> str:
-    return (
-      f'checkpoint {step} in {self._manager.directory} is of another model, or damaged; resume '
-      'with the configuration it was made with, or choose another --workdir'
+  def _not_written(self, error):
+    try:
+      free = _megabytes(shutil.disk_usage(self._folder).free)
+    except OSError:
+      free = 'nothing'
+    return OSError(
+      f'a checkpoint could not be written to {self._folder}, which has {free} free '
+      f'({_first_line(error)}); make room, and the same command goes on from the last one written'
     )
+
+  def _sweep(self, pattern):
+    """Deletes folders that no longer count; orbax would do it in a thread that nobody waits for."""
+    for folder in self._folder.glob(pattern):
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_of_interest(record: standard_logging.LogRecord) -> bool:
+  """Whether a log record is more than the traceback of what orbax raises as well."""
+  return record.name != 'asyncio' and 'orbax' not in record.pathname
+
+
+def _by_path(tree: Any) -> dict[str, np.ndarray]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _fingerprint(array: np.ndarray) -> dict[str, Any]:
+  data = np.ascontiguousarray(array).view(np.uint8) if array.ndim else array.tobytes()
+  return {'shape': list(array.shape), 'dtype': str(array.dtype), 'crc32': zlib.crc32(data)}
+
+
+def _megabytes(size: float) -> str:
+  return f'{size / 1e6:,.1f} MB'
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:200]

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from if_jax import parallel
+from if_jax import parallel, processes
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
 from if_jax.inference import predict
@@ -41,7 +41,7 @@ class Evaluator:
     self._num_workers = config.data.num_workers
     if config.eval.batch_size < 1:
       raise ValueError(f'config.eval.batch_size={config.eval.batch_size}; give at least 1')
-    self._batch_size = config.eval.batch_size * parallel.num_devices()
+    self._batch_size = config.eval.batch_size * parallel.num_local_devices()
     num_classes = dataset.label_set.num_classes
     looks = looks_from_config(config)
     self._new_boundary_metrics()  # A wrong tolerance is told now.
@@ -63,11 +63,12 @@ class Evaluator:
     on_image: Callable[[dict, dict], None] | None = None,
     progress: Progress | None = None,
   ) -> dict[str, Any]:
-    """Evaluates.
+    """Evaluates; of several processes, each does its share, and all get the scores of the whole.
 
     Args:
       variables: {'params': ..., 'batch_stats': ...}, replicated (`parallel.replicate`).
-      on_image: called in threads with each example of `eval_examples` and its outputs of `predict`.
+      on_image: called in threads with each example of `eval_examples` that is this process's, and
+        its outputs of `predict`.
       progress: shown image by image.
     Returns:
       The scores of `iou_from_confusion` and `BoundaryMetrics.compute`, 'confusion' int64 [K, K]
@@ -80,7 +81,12 @@ class Evaluator:
     under_way = collections.deque()
     with (
       concurrent.futures.ThreadPoolExecutor() as pool,
-      eval_examples(self._dataset, num_workers=self._num_workers) as examples,
+      eval_examples(
+        self._dataset,
+        num_workers=self._num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      ) as examples,
     ):
 
       def finish(group, confusion, outputs):
@@ -103,6 +109,11 @@ class Evaluator:
           finish(*under_way.popleft())
       while under_way:
         finish(*under_way.popleft())
+    (total, boundary, done), *others = processes.gather((total, boundary, done))
+    for confusion, part, count in others:
+      total += confusion
+      boundary.merge(part)
+      done += count
     if done != len(self._dataset):
       raise RuntimeError(f'{done} of {len(self._dataset)} images were evaluated')
     result = iou_from_confusion(total)
@@ -166,8 +177,13 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if example['index'] in shown:
       rows[example['index']] = example['name'], sheet_row(image, labels, outputs, dataset.label_set)
 
-  with Progress('evaluate', len(dataset)) as progress:
+  console = processes.console()
+  share = len(range(jax.process_index(), len(dataset), jax.process_count()))
+  with Progress('evaluate', share, console=console) as progress:
     result = evaluator(parallel.replicate(variables), on_image=draw, progress=progress)
+  rows = {index: row for part in processes.gather(rows) for index, row in part.items()}
+  if not processes.is_first():
+    return result
   if rows:
     names, colors = dataset.label_set.class_names, dataset.label_set.colors
     titles = SHEET_TITLES if model.edge_head else SHEET_TITLES[:-1]

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from if_jax.boundary_pairs import PairSettings, corrupt, draw_pairs, label_crops
+from if_jax.guard import skip_unless_finite
 from if_jax.losses.inverseform import DISTANCES
 from if_jax.ops.transforms import matrix_from_parameters, parameters_from_matrix
 from if_jax.ops.warp import homography_warp
@@ -29,11 +30,13 @@ class TrainState(flax.struct.PyTreeNode):
     step: int32, how many were taken.
     variables: of the network.
     opt_state: of the optimiser.
+    skipped: int32, how many of the steps changed nothing, because something was not finite.
   """
 
   step: jax.Array
   variables: Any
   opt_state: Any
+  skipped: jax.Array | np.int32 = np.int32(0)
 
 
 def train_step(
@@ -59,7 +62,8 @@ def train_step(
     seed: of what is drawn.
     axis_name: of the devices; None: this one holds the whole batch.
   Returns:
-    (the next state, {name: its mean over the whole batch}).
+    (the next state, {name: its mean over the whole batch}); 'skipped_steps' int32 counts all so
+    far that were not finite and so changed nothing.
   """
   # Threefry, the usual generator, takes as long as the network on a CPU.
   rng = jax.random.fold_in(jax.random.key(seed, impl='rbg'), state.step)
@@ -81,8 +85,13 @@ def train_step(
     gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
   metrics['gradient_norm'] = optax.tree.norm(gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables)
-  variables = optax.apply_updates(state.variables, updates)
-  return TrainState(state.step + 1, variables, opt_state), metrics
+  after = state.replace(
+    step=state.step + 1,
+    variables=optax.apply_updates(state.variables, updates),
+    opt_state=opt_state,
+  )
+  after = skip_unless_finite(state, after, metrics['loss'], metrics['gradient_norm'])
+  return after, metrics | {'skipped_steps': after.skipped}
 
 
 def pair_errors(estimate: jax.Array, truth: jax.Array, tile_size: int) -> dict[str, jax.Array]:

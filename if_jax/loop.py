@@ -1,9 +1,12 @@
-"""The loop of every training: from the newest checkpoint to the last step."""
+"""The loop of every training: from the newest checkpoint to the last step, or to a signal."""
 
 import collections
+import contextlib
+import fcntl
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from if_jax import parallel
+from if_jax import parallel, processes
 from if_jax.checkpoints import Checkpoints
 from if_jax.data.pipeline import Stream
+from if_jax.guard import SkippedSteps
 from if_jax.report import MetricWriter, Progress, read_metrics
+from if_jax.stopping import EXIT_STATUS, Stopped, StopSignal, Watchdog
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
@@ -24,6 +29,7 @@ _FREE_TO_CHANGE = (
   'train.eval_every',
   'train.keep_checkpoints',
   'train.log_every',
+  'train.step_timeout',
 )
 
 
@@ -41,12 +47,15 @@ def run_steps(
   """Takes the steps of a training that are still to take.
 
   Metrics and checkpoints are written on the way, as often as `config.train` says, into
-  `metrics.jsonl`, `tensorboard/` and `checkpoints/` in `workdir`, beside `config.json`.
+  `metrics.jsonl`, `tensorboard/` and `checkpoints/` in `workdir`, beside `config.json`. Of several
+  processes, all take the steps and the first one writes.
 
   Args:
-    step_fn: (state, batch) -> (next state, metrics), of `parallel.pmap`.
+    step_fn: (state, batch) -> (next state, metrics), of `parallel.pmap`. The state counts the steps
+      that were `skipped`, and so do the metrics, as 'skipped_steps'.
     state: before the first step, a tree of host arrays.
-    make_batches: (start_step=...) -> the batches that follow so many steps.
+    make_batches: (start_step=..., process_index=..., process_count=...) -> the batches that follow
+      so many steps, as far as they are this process's.
     evaluate: (step, state on the devices) -> scores. It may leave files in `workdir`: where it
       was interrupted, it is called again.
     config: of the run; its `train` says how many steps, and what is due when.
@@ -56,55 +65,116 @@ def run_steps(
   Returns:
     The last state, on the devices.
   Raises:
-    ValueError: `workdir` holds a run with other settings, or of another model.
+    ValueError: `workdir` holds a run with other settings, of another model, or nothing but damaged
+      checkpoints.
+    OSError: a checkpoint cannot be written, or another process trains in `workdir`.
+    FloatingPointError: the loss is not finite, step after step.
+    SystemExit: a signal ended the run, and its state is saved; with `stopping.EXIT_STATUS`.
   """
   train = config.train
-  Path(workdir).mkdir(parents=True, exist_ok=True)
-  with Checkpoints(workdir, keep=train.keep_checkpoints) as checkpoints:
-    start = checkpoints.latest_step() or 0
-    if start:
-      _check_same_run(config, workdir, _FREE_TO_CHANGE + free_to_change)
-      state = checkpoints.restore(start, state)
-      print(f'{workdir}: going on at step {start} of {train.num_steps}')
-    Path(workdir, CONFIG_FILE).write_text(config.to_json_best_effort(indent=2) + '\n')
-    state = parallel.replicate(state)
-    with (
-      MetricWriter(workdir, resume_step=start) as writer,
-      Progress('train', train.num_steps, images_per_step=train.batch_size) as progress,
-      make_batches(start_step=start) as batches,
-    ):
+  settings = json.loads(config.to_json_best_effort())
 
-      def is_due(step, every):
-        return step > 0 and (step % every == 0 or step == train.num_steps)
+  def fixed(settings):
+    free = _FREE_TO_CHANGE + free_to_change
+    flat = flatten_dict(settings, sep='.')
+    return {key: value for key, value in flat.items() if not key.startswith(free)}
 
-      def evaluate_at(step):
-        writer.write(step, evaluate(step, state), 'val')
+  record = {'config': settings, **_machine()}
+  with contextlib.ExitStack() as stack:
+    enter = stack.enter_context
+    enter(_only_run_in(workdir))
+    checkpoints = enter(Checkpoints(workdir, keep=train.keep_checkpoints))
+    found = checkpoints.restore_newest(
+      state,
+      lambda record: _check_same_run(fixed(record['config']), fixed(settings), workdir),
+    )
+    start = found.step if found else 0
+    processes.check_agreement(
+      {f'config.{key}': value for key, value in fixed(settings).items()}
+      | {'the number of devices': parallel.num_local_devices()}
+    )
+    if found:
+      state = found.state
+    else:
+      checkpoints.check_space(state)
+    if processes.is_first():
+      _say_how_it_starts(found, record, workdir, train.num_steps)
+      Path(workdir, CONFIG_FILE).write_text(config.to_json_best_effort(indent=2) + '\n')
+    skipped_steps = SkippedSteps(int(state.skipped))
+    state = parallel.replicate(processes.broadcast(state))
+    writer = enter(MetricWriter(workdir, resume_step=start)) if processes.is_first() else None
+    progress = enter(
+      Progress(
+        'train', train.num_steps, images_per_step=train.batch_size, console=processes.console()
+      )
+    )
+    batches = enter(
+      make_batches(
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      )
+    )
+    watchdog = enter(Watchdog(train.step_timeout))
+    stop = enter(StopSignal())
 
-      if is_due(start, train.eval_every) and not _is_evaluated(workdir, start):
-        evaluate_at(start)
-      under_way = collections.deque()
-      batches = parallel.prefetch(batches)
-      # The rate is that of the steps alone, since one of these was due.
-      pauses = train.log_every, train.checkpoint_every, train.eval_every
-      timed_from, timed_since = start, time.perf_counter()
-      for step in range(start + 1, train.num_steps + 1):
-        state, metrics = step_fn(state, next(batches))
-        under_way.append(metrics)
-        if len(under_way) > parallel.MAX_STEPS_AHEAD:
-          jax.block_until_ready(under_way.popleft())
-        if is_due(step, train.log_every):
-          scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
-          images = (step - timed_from) * train.batch_size
-          scalars['images_per_second'] = images / (time.perf_counter() - timed_since)
-          writer.write(step, scalars, 'train')
-          progress.update(step, {'loss': scalars['loss']})
-        # Before the evaluation: whatever ends that, the steps are kept.
-        if is_due(step, train.checkpoint_every):
-          checkpoints.save(step, parallel.fetch(state))
-        if is_due(step, train.eval_every):
-          evaluate_at(step)
-        if any(is_due(step, every) for every in pauses):
-          timed_from, timed_since = step, time.perf_counter()
+    def is_due(step, every):
+      return step > 0 and (step % every == 0 or step == train.num_steps)
+
+    def write(step, scalars, prefix):
+      if writer:
+        writer.write(step, scalars, prefix)
+
+    def evaluate_at(step):
+      try:
+        with stop.at_once():
+          write(step, evaluate(step, state), 'val')
+      except Stopped:
+        save_and_exit(step)
+      watchdog.beat()
+
+    def save(step):
+      checkpoints.save(step, parallel.fetch(state), record)
+
+    def save_and_exit(step):
+      save(step)
+      print(
+        f'stopped after step {step} of {train.num_steps}, which is saved in {workdir}; the same '
+        'command goes on from there',
+        file=sys.stderr,
+      )
+      sys.exit(EXIT_STATUS)
+
+    is_evaluated = processes.is_first() and _is_evaluated(workdir, start)
+    if is_due(start, train.eval_every) and not processes.broadcast(is_evaluated):
+      evaluate_at(start)
+    under_way = collections.deque()
+    batches = parallel.prefetch(batches)
+    # The rate is that of the steps alone, since one of these was due.
+    pauses = train.log_every, train.checkpoint_every, train.eval_every
+    timed_from, timed_since = start, time.perf_counter()
+    for step in range(start + 1, train.num_steps + 1):
+      state, metrics = step_fn(state, next(batches))
+      under_way.append((step, metrics['skipped_steps']))
+      while len(under_way) > (parallel.MAX_STEPS_AHEAD if step < train.num_steps else 0):
+        done, skipped = under_way.popleft()
+        skipped_steps.update(done, int(skipped))
+      watchdog.beat()
+      if is_due(step, train.log_every):
+        scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
+        images = (step - timed_from) * train.batch_size
+        scalars['images_per_second'] = images / (time.perf_counter() - timed_since)
+        write(step, scalars, 'train')
+        progress.update(step, {'loss': scalars['loss']})
+      if stop.reached(step):
+        save_and_exit(step)
+      # Before the evaluation: whatever ends that, the steps are kept.
+      if is_due(step, train.checkpoint_every):
+        save(step)
+      if is_due(step, train.eval_every):
+        evaluate_at(step)
+      if any(is_due(step, every) for every in pauses):
+        timed_from, timed_since = step, time.perf_counter()
   return state
 
 
@@ -126,19 +196,46 @@ def check_steps(config: ConfigDict) -> None:
     )
 
 
-def _check_same_run(config: ConfigDict, workdir: str, free_to_change: tuple[str, ...]) -> None:
-  """Raises ValueError if the run in `workdir` was started with settings that give other results."""
-  path = Path(workdir, CONFIG_FILE)
-  if not path.is_file():
+@contextlib.contextmanager
+def _only_run_in(workdir: str) -> Iterator[None]:
+  """Holds a lock on the folder of a run, which the system lets go of however the process ends."""
+  if not processes.is_first():
+    yield
     return
-  before, now = (
-    flatten_dict(json.loads(text), sep='.')
-    for text in (path.read_text(), config.to_json_best_effort())
-  )
+  Path(workdir).mkdir(parents=True, exist_ok=True)
+  with Path(workdir, '.lock').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise OSError(
+        f'another process trains in {workdir}; wait for its end, or choose another --workdir '
+        '(several processes of one run need --coordinator)'
+      ) from None
+    yield
+
+
+def _machine() -> dict[str, int]:
+  return {'processes': jax.process_count(), 'devices': parallel.num_devices()}
+
+
+def _say_how_it_starts(found, record, workdir, num_steps):
+  if not found:
+    if Path(workdir, METRICS_FILE).exists():
+      print(f'{workdir}: the run before was ended before its first checkpoint; starting anew')
+    return
+  print(f'{workdir}: going on at step {found.step} of {num_steps}')
+  before = {key: found.record[key] for key in _machine()}
+  now = {key: record[key] for key in _machine()}
+  if before != now:
+    print(f'{workdir}: it ran on {before}, now on {now}; sums are rounded in another order')
+
+
+def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], workdir: str) -> None:
+  """Raises ValueError if the run in `workdir` was started with settings that give other results."""
   differing = [
     f'{key} was {before.get(key)!r}, is {now.get(key)!r}'
     for key in sorted(before | now)
-    if before.get(key) != now.get(key) and not key.startswith(free_to_change)
+    if before.get(key) != now.get(key)
   ]
   if differing:
     raise ValueError(
@@ -148,5 +245,7 @@ def _check_same_run(config: ConfigDict, workdir: str, free_to_change: tuple[str,
 
 
 def _is_evaluated(workdir: str, step: int) -> bool:
+  if not step:
+    return False
   lines = read_metrics(Path(workdir, METRICS_FILE))
   return any(line['step'] == step and any(k.startswith('val/') for k in line) for line in lines)

@@ -21,12 +21,17 @@ MAX_STEPS_AHEAD = 8
 
 
 def num_devices() -> int:
-  """How many devices of this process take part in each step."""
+  """How many devices take part in each step of `pmap`, of all processes."""
+  return jax.device_count()
+
+
+def num_local_devices() -> int:
+  """How many of them are this process's own."""
   return jax.local_device_count()
 
 
 def pmap(step: Callable, *, num_constants: int = 0, donate_state: bool = False) -> Callable:
-  """Makes a step of one device into one of all devices.
+  """Makes a step of one device into one of all devices, of all processes.
 
   Args:
     step: `(state, batch, *constants) -> result`, which may use `AXIS`. State and constants are the
@@ -48,21 +53,26 @@ def pmap(step: Callable, *, num_constants: int = 0, donate_state: bool = False) 
 
 
 def pmap_per_device(step: Callable) -> Callable:
-  """As `pmap`, for a step whose second result differs by device and keeps a device axis."""
-  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0))
+  """As `pmap`, for a step whose second result differs by device and keeps a device axis.
+
+  It runs on the devices of this process alone: others may call it more often, or not at all.
+  """
+  return jax.pmap(
+    step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=jax.local_devices()
+  )
 
 
 def replicate(tree: Any) -> Any:
-  """Puts a tree of host arrays onto every device."""
+  """Puts a tree of host arrays, the same in all processes, onto every device."""
   # From NumPy: putting an array that is on a device may share its memory, and donation frees it.
   return jax.device_put(jax.tree.map(np.asarray, tree), _sharding(PartitionSpec()))
 
 
 def shard(batch: Any) -> Any:
-  """Splits arrays [B, ...] into [devices, B / devices, ...], a part to each device."""
+  """Splits arrays [B, ...] into [devices, B / devices, ...], a part to each of this process."""
 
   def split(array):
-    return array.reshape(num_devices(), -1, *array.shape[1:])
+    return array.reshape(num_local_devices(), -1, *array.shape[1:])
 
   return jax.device_put(jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS)))
 

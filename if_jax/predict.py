@@ -63,7 +63,7 @@ class Predictor:
     self.label_set = label_set_of(card)
     self.edge_head = model.edge_head
     self._variables = parallel.replicate(variables)
-    self._batch_size = config.eval.batch_size * parallel.num_devices()
+    self._batch_size = config.eval.batch_size * parallel.num_local_devices()
     self._sizes = set()
     looks = looks_from_config(config)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from if_jax import parallel
+from if_jax import parallel, processes
 from if_jax.data.augment import Augmentation
 from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
@@ -87,7 +87,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
   def evaluate(step, state):
     result = evaluator(state.evaluated)
-    if is_best(workdir, result['miou']):
+    if processes.is_first() and is_best(workdir, result['miou']):
       best = {**card, 'step': step, 'miou': float(result['miou'])}
       save_weights(Path(workdir, 'best'), parallel.fetch(state.evaluated), best)
     per_class = zip(train_set.label_set.class_names, result['iou'], strict=True)
@@ -104,9 +104,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     schedule=schedule,
     free_to_change=_FREE_TO_CHANGE,
   )
-  last = {**card, 'step': config.train.num_steps}
-  save_weights(Path(workdir, 'last'), parallel.fetch(state.evaluated), last)
-  save_curves(workdir)
+  if processes.is_first():
+    last = {**card, 'step': config.train.num_steps}
+    save_weights(Path(workdir, 'last'), parallel.fetch(state.evaluated), last)
+    save_curves(workdir)
   return state
 
 

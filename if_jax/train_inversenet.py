@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from if_jax import parallel
+from if_jax import parallel, processes
 from if_jax.boundary_pairs import PairSettings, label_crops
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.data.decode import decode_label
@@ -88,7 +88,8 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   def evaluate(step, state):
     variables = parallel.fetch(state.variables)
     scores = evaluator(variables)
-    save_weights(Path(workdir, FOLDER), variables, _card(config, step, scores))
+    if processes.is_first():
+      save_weights(Path(workdir, FOLDER), variables, _card(config, step, scores))
     return scores
 
   state = run_steps(
@@ -103,9 +104,10 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     schedule=schedule,
     free_to_change=('cache_dir',),
   )
-  save_curves(workdir, _PANELS)
-  folder = Path(workdir, FOLDER)
-  print(f'The weights are in {folder}; train with them by --config.loss.inversenet={folder}')
+  if processes.is_first():
+    save_curves(workdir, _PANELS)
+    folder = Path(workdir, FOLDER)
+    print(f'The weights are in {folder}; train with them by --config.loss.inversenet={folder}')
   return state
 
 
@@ -144,12 +146,21 @@ def _read_label_maps(dataset: Dataset) -> list[np.ndarray]:
 
 
 def crop_batches(
-  label_maps: Sequence[np.ndarray], *, batch_size: int, seed: int, start_step: int
+  label_maps: Sequence[np.ndarray],
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Stream:
-  """The crops of every step from `start_step` on, drawn ahead of time in threads."""
+  """This process's crops of every step from `start_step` on, drawn ahead of time in threads."""
+  size = batch_size // process_count
+  mine = slice(process_index * size, (process_index + 1) * size)
 
   def draw(step):
-    return {'label': label_crops(label_maps, batch_size, np.random.default_rng((seed, step)))}
+    crops = label_crops(label_maps, batch_size, np.random.default_rng((seed, step)))
+    return {'label': crops[mine]}
 
   steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
   return Stream(steps.map(draw).to_iter_dataset(grain.ReadOptions(2, 4)))

@@ -6,9 +6,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from if_jax.freezing import running_statistics, stop_gradients
+from if_jax.guard import skip_unless_finite
 from if_jax.ops.normalize import normalize
 
 
@@ -21,6 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: running statistics of batch normalisation.
     opt_state: of the optimiser.
     average: of the params and batch_stats over the last steps, or None.
+    skipped: int32, how many of the steps changed nothing, because something was not finite.
   """
 
   step: jax.Array
@@ -28,6 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   opt_state: Any
   average: Any = None
+  skipped: jax.Array | np.int32 = np.int32(0)
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -76,7 +80,8 @@ def train_step(
     frozen: paths of modules that stay as they are, see `check_frozen`.
     axis_name: of the devices; None: this one holds the whole batch.
   Returns:
-    (the next state, {term: its mean over the whole batch}); 'loss' is the weighted sum.
+    (the next state, {term: its mean over the whole batch}); 'loss' is the weighted sum,
+    'skipped_steps' int32 counts all so far that were not finite and so changed nothing.
   """
   rng = jax.random.fold_in(jax.random.key(seed), state.step)
   if axis_name is not None:
@@ -112,7 +117,9 @@ def train_step(
   if state.average is not None:
     average = moving_average(state.average, after.variables, state.step, ema_decay)
     after = after.replace(average=average)
-  return after, metrics
+  checked = metrics['loss'], metrics['gradient_norm'], batch_stats
+  after = skip_unless_finite(state, after, checked)
+  return after, metrics | {'skipped_steps': after.skipped}
 
 
 def _accumulate(gradients_of, state, batch, rng, num_parts):

@@ -216,28 +216,6 @@ def test_a_process_is_measured_and_its_failure_told(tmp_path):
     inverseform_effect.run_process([sys.executable, '-c', 'import sys; sys.exit(3)'], log)
 
 
-# Starts main.py with a network that compiles in no time.
-MAIN = """
-import runpy
-import flax.linen as nn
-from if_jax import train
-from if_jax.models.layers import BatchNorm
-
-class Network(nn.Module):
-  num_classes: int
-  edge_head: bool
-
-  @nn.compact
-  def __call__(self, image, train=False):
-    x = nn.relu(BatchNorm(name='bn')(nn.Conv(8, (3, 3), name='conv')(image), train))
-    heads = {'logits': self.num_classes} | ({'edge_logits': 1} if self.edge_head else {})
-    return {name: nn.Dense(features, name=name)(x) for name, features in heads.items()}
-
-train.model_from_config = lambda config, num_classes, **_: Network(
-  num_classes, config.model.edge_head
-)
-runpy.run_path('main.py', run_name='__main__')
-"""
 TINY = (
   *('data.streets.num_train=4', 'data.streets.num_val=2', 'data.streets.size=(64,128)'),
   *('augment.crop_size=(64,128)', 'loss.tile_size=32', 'train.batch_size=2', 'train.log_every=1'),
@@ -246,11 +224,9 @@ TINY = (
 
 def test_nothing_is_learnt_from_the_term_as_released(tmp_path, monkeypatch):
   """By the real command: the same weights to the bit. A second call trains nothing."""
-  (tmp_path / 'main.py').write_text(MAIN)
-  monkeypatch.setattr(inverseform_effect, '_MAIN', tmp_path / 'main.py')
+  monkeypatch.setattr(inverseform_effect, '_MAIN', ROOT / 'tests' / 'tiny_main.py')
   monkeypatch.setattr(effect_report, 'save_figure', lambda *_: None)
   monkeypatch.chdir(ROOT)
-  monkeypatch.setenv('PYTHONPATH', str(ROOT))
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   arguments = ['--settings=attention,as_released', '--seeds=0', '--num_steps=2']
   arguments += [f'--override={override}' for override in TINY]

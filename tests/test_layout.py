@@ -16,14 +16,17 @@ ALLOWED = {
   'data': {'data'},
   'inference': {'ops'},
   'parallel': set(),
-  'checkpoints': set(),
+  'processes': set(),
+  'stopping': set(),
+  'guard': set(),
+  'checkpoints': {'processes'},
   'optimizers': set(),
   'metrics': {'boundary_metrics'},
   'boundary_metrics': set(),
   'weights': {'data'},
   'boundary_pairs': {'data', 'ops'},
-  'inversenet_step': {'boundary_pairs', 'losses', 'ops'},
-  'loop': {'checkpoints', 'data', 'parallel', 'report'},
+  'inversenet_step': {'boundary_pairs', 'guard', 'losses', 'ops'},
+  'loop': {'checkpoints', 'data', 'guard', 'parallel', 'processes', 'report', 'stopping'},
   'cli': set(),
 }
 
@@ -50,6 +53,12 @@ def test_pmap_is_said_in_one_file():
   for file in (ROOT / 'if_jax').rglob('*.py'):
     if file.name != 'parallel.py':
       assert 'jax.pmap' not in file.read_text(), file
+
+
+def test_processes_are_joined_in_one_file():
+  for file in (ROOT / 'if_jax').rglob('*.py'):
+    if file.name != 'processes.py':
+      assert 'jax.distributed' not in file.read_text(), file
 
 
 def test_no_module_is_longer_than_400_lines():

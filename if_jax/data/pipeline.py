@@ -50,7 +50,15 @@ class Stream(Iterator[dict]):
   def __next__(self) -> dict:
     if not self._running:
       raise ValueError('this stream is closed; make a new one, from the next step on')
-    element = next(self._running[0])
+    try:
+      element = next(self._running[0])
+    except RuntimeError as error:
+      if 'Worker process was terminated' not in str(error):
+        raise
+      raise ChildProcessError(
+        f'a process that loads images died ({str(error).splitlines()[0]}); often memory was short: '
+        'lower config.data.num_workers, and the same command goes on from the newest checkpoint'
+      ) from None
     if isinstance(element, Exception):
       raise element
     return {key: _own(value) for key, value in element.items()}
@@ -98,7 +106,7 @@ def train_batches(
     num_workers: processes that load; 0 loads in threads of this one. A script that uses some must
       be guarded by `if __name__ == '__main__':`, because they import it. They hand over batches
       in shared memory, some four each, of which containers may have little (`--shm-size`).
-    process_index: which of the processes of `jax.distributed` this one is.
+    process_index: which of the processes of a job this one is.
     process_count: how many there are.
     class_uniform: share of the crops that are drawn class by class, 0 to 1; NVIDIA takes 0.5.
     centroids: of `class_centroids`, where `class_uniform` is not 0.
@@ -141,9 +149,11 @@ def train_batches(
     .shuffle()
     .repeat()
     # The generator is made of the seed and of the example's place in the endless stream.
-    .random_map(make_crop)[process_index::process_count]
+    .random_map(make_crop)
     # Without drop_remainder, grain's length of an endless stream overflows at one example a batch.
-    .batch(batch_size // process_count, drop_remainder=True)[start_step:]
+    .batch(batch_size // process_count, drop_remainder=True)[process_index::process_count][
+      start_step:
+    ]
   )
   return Stream(_load(batches, num_workers))
 
