@@ -224,10 +224,12 @@ def _say_how_it_starts(found, record, workdir, num_steps):
       print(f'{workdir}: the run before was ended before its first checkpoint; starting anew')
     return
   print(f'{workdir}: going on at step {found.step} of {num_steps}')
-  before = {key: found.record[key] for key in _machine()}
-  now = {key: record[key] for key in _machine()}
-  if before != now:
-    print(f'{workdir}: it ran on {before}, now on {now}; sums are rounded in another order')
+  (were, of), (are, now_of) = ((x['devices'], x['processes']) for x in (found.record, record))
+  if (were, of) != (are, now_of):
+    print(
+      f'{workdir}: it ran on {were} devices of {of} processes, now on {are} of {now_of}; sums are '
+      'rounded in another order'
+    )
 
 
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], workdir: str) -> None:

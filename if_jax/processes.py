@@ -89,6 +89,15 @@ def joined(
   except SystemExit:
     jax.distributed.shutdown()
     raise
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      _leave(tell(error))
+    # What a collective says whose other end is gone.
+    _leave(
+      1,
+      f'a step failed ({" ".join(str(error).split())[:300]}); where another process has ended, its '
+      'log says why. Start all again: the run goes on from its newest checkpoint',
+    )
   except BaseException as error:
     _leave(tell(error))
   jax.distributed.shutdown()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -113,19 +114,22 @@ def run_tiny(workdir: Path, *arguments: str, **options) -> Run:
   return run
 
 
-def start_together(workdir: Path, *arguments: str, count: int = 2, **options) -> list[Run]:
-  """Starts the processes of one job."""
+def start_together(
+  workdir: Path, *arguments: str, each: Sequence[str] = ('--config.seed=0',) * 2, **options
+) -> list[Run]:
+  """Starts the processes of one job, as many as there are flags of one `each`."""
   with socket.create_server(('127.0.0.1', 0)) as probe:
     port = probe.getsockname()[1]
   return [
     Run(
       workdir,
       f'--coordinator=127.0.0.1:{port}',
-      f'--num_processes={count}',
+      f'--num_processes={len(each)}',
       f'--process_id={i}',
       '--heartbeat_timeout=10',
+      flag,
       *arguments,
       **options,
     )
-    for i in range(count)
+    for i, flag in enumerate(each)
   ]
