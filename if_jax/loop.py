@@ -72,34 +72,16 @@ def run_steps(
     SystemExit: a signal ended the run, and its state is saved; with `stopping.EXIT_STATUS`.
   """
   train = config.train
-  settings = json.loads(config.to_json_best_effort())
-
-  def fixed(settings):
-    free = _FREE_TO_CHANGE + free_to_change
-    flat = flatten_dict(settings, sep='.')
-    return {key: value for key, value in flat.items() if not key.startswith(free)}
-
-  record = {'config': settings, **_machine()}
+  record = {
+    'config': json.loads(config.to_json_best_effort()),
+    'processes': jax.process_count(),
+    'devices': parallel.num_devices(),
+  }
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
     enter(_only_run_in(workdir))
     checkpoints = enter(Checkpoints(workdir, keep=train.keep_checkpoints))
-    found = checkpoints.restore_newest(
-      state,
-      lambda record: _check_same_run(fixed(record['config']), fixed(settings), workdir),
-    )
-    start = found.step if found else 0
-    processes.check_agreement(
-      {f'config.{key}': value for key, value in fixed(settings).items()}
-      | {'the number of devices': parallel.num_local_devices()}
-    )
-    if found:
-      state = found.state
-    else:
-      checkpoints.check_space(state)
-    if processes.is_first():
-      _say_how_it_starts(found, record, workdir, train.num_steps)
-      Path(workdir, CONFIG_FILE).write_text(config.to_json_best_effort(indent=2) + '\n')
+    start, state = _begin(checkpoints, state, record, workdir, _FREE_TO_CHANGE + free_to_change)
     skipped_steps = SkippedSteps(int(state.skipped))
     state = parallel.replicate(processes.broadcast(state))
     writer = enter(MetricWriter(workdir, resume_step=start)) if processes.is_first() else None
@@ -214,16 +196,38 @@ def _only_run_in(workdir: str) -> Iterator[None]:
     yield
 
 
-def _machine() -> dict[str, int]:
-  return {'processes': jax.process_count(), 'devices': parallel.num_devices()}
+def _begin(
+  checkpoints: Checkpoints, state: Any, record: dict, workdir: str, free_to_change: tuple[str, ...]
+) -> tuple[int, Any]:
+  """The step and the state to go on from, once all processes agree on what they do."""
+
+  def fixed(settings):
+    flat = flatten_dict(settings, sep='.')
+    return {key: value for key, value in flat.items() if not key.startswith(free_to_change)}
+
+  settings = fixed(record['config'])
+  found = checkpoints.restore_newest(
+    state, lambda record: _check_same_run(fixed(record['config']), settings, workdir)
+  )
+  processes.check_agreement(
+    {f'config.{key}': value for key, value in settings.items()}
+    | {'the number of devices': parallel.num_local_devices()}
+  )
+  if not found:
+    checkpoints.check_space(state)
+  if processes.is_first():
+    _say_how_it_starts(found, record, workdir)
+    text = json.dumps(record['config'], indent=2)
+    Path(workdir, CONFIG_FILE).write_text(text + '\n')
+  return (found.step, found.state) if found else (0, state)
 
 
-def _say_how_it_starts(found, record, workdir, num_steps):
+def _say_how_it_starts(found, record, workdir):
   if not found:
     if Path(workdir, METRICS_FILE).exists():
       print(f'{workdir}: the run before was ended before its first checkpoint; starting anew')
     return
-  print(f'{workdir}: going on at step {found.step} of {num_steps}')
+  print(f'{workdir}: going on at step {found.step} of {record["config"]["train"]["num_steps"]}')
   (were, of), (are, now_of) = ((x['devices'], x['processes']) for x in (found.record, record))
   if (were, of) != (are, now_of):
     print(

@@ -3,6 +3,7 @@
 In full: python -m pytest -m 'slow or not slow' tests/test_processes.py
 """
 
+import contextlib
 import json
 import re
 import signal
@@ -11,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import metrics_of, run_main, run_tiny, start_together
+from processes import Run, metrics_of, run_main, run_tiny, start_together
 from safetensors.numpy import load_file
 
 from if_jax.checkpoints import FOLDER
@@ -127,6 +128,48 @@ def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path, together, numb
   again = together('run', *ENDLESS)
   again[0].wait_for_step(saved + 1)
   assert f'going on at step {saved} of' in again[0].log
+
+
+def _slurm(port, process):
+  return {
+    'SLURM_JOB_ID': str(port - 61440),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_STEP_NUM_NODES': '1',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': str(process),
+    'SLURM_LOCALID': str(process),
+  }
+
+
+def _open_mpi(port, process):
+  return {
+    'OMPI_MCA_orte_hnp_uri': f'{(port - 61440) * 4096}.0;tcp://127.0.0.1:34911',
+    'OMPI_COMM_WORLD_SIZE': '2',
+    'OMPI_COMM_WORLD_RANK': str(process),
+    'OMPI_COMM_WORLD_LOCAL_RANK': str(process),
+  }
+
+
+@pytest.mark.parametrize('cluster', [_slurm, pytest.param(_open_mpi, marks=pytest.mark.slow)])
+def test_a_cluster_says_who_takes_part(tmp_path, cluster):
+  """By the variables that Slurm and Open MPI set, of which JAX makes a port above 61440."""
+  port = next(port for port in range(61440, 65536) if _is_free(port))
+  flags = '--coordinator=auto', '--config.train.num_steps=2'
+  with contextlib.ExitStack() as stack:
+    runs = [
+      stack.enter_context(Run(tmp_path / 'run', *flags, **cluster(port, i))) for i in range(2)
+    ]
+    assert end_of(runs, 60)[0] == [0, 0], runs[0].log
+  assert 'waiting up to 60 s for the other processes at the coordinator' in runs[1].log
+  assert 'train 2/2' in runs[0].log and 'train 2/2' not in runs[1].log
+
+
+def _is_free(port):
+  try:
+    with socket.create_server(('', port)):
+      return True
+  except OSError:
+    return False
 
 
 def test_a_peer_that_does_not_come_is_told(tmp_path):
