@@ -21,7 +21,7 @@ def run(main: Callable[[], int | None]) -> None:
       if len(argv) > 1:
         raise ValueError(f'unexpected argument {argv[1]!r}; every option is written --name=value')
       return main()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
       return tell(error)
 
   logging.set_verbosity(logging.WARNING)
@@ -34,7 +34,7 @@ def tell(error: BaseException) -> int:
   Returns:
     The exit status. 2: a mistake in what was asked (a ValueError, an OSError or an ImportError),
     told in one line, with --verbosity=1 also where it came up. 1: a lack of memory or numbers that
-    are not finite, one line each; or, with a traceback, what nobody thought of.
+    are not finite, one line each; or, with a traceback, what nobody thought of. 130: Ctrl-C.
   """
   text = str(error)
   if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
@@ -44,6 +44,8 @@ def tell(error: BaseException) -> int:
       'to evaluate or predict, set config.eval.window'
     )
     status = 1
+  elif isinstance(error, KeyboardInterrupt):
+    text, status = 'interrupted', 130
   elif isinstance(error, FloatingPointError):
     status = 1
   elif isinstance(error, ValueError | OSError | ImportError):

@@ -1,6 +1,7 @@
 """What people see of a run: tables, metrics on disk, progress; pictures come from next door."""
 
 import collections
+import contextlib
 import datetime
 import json
 import math
@@ -140,7 +141,11 @@ class MetricWriter:
     )
 
   def write(self, step: int, scalars: Mapping[str, ArrayLike], prefix: str = '') -> None:
-    """Writes one line; `prefix` stands before each name, with a slash between."""
+    """Writes one line; `prefix` stands before each name, with a slash between.
+
+    Raises:
+      OSError: the disk is full.
+    """
     record = {'step': int(step)}
     for name, value in scalars.items():
       name = f'{prefix}/{name}' if prefix else name
@@ -151,8 +156,14 @@ class MetricWriter:
       record[name] = value if math.isfinite(value) else None
       if math.isfinite(value):
         self._events.add_scalar(_tag(name), value, step)
-    self._lines.write(json.dumps(record, allow_nan=False) + '\n')
-    self._lines.flush()
+    try:
+      self._lines.write(json.dumps(record, allow_nan=False) + '\n')
+      self._lines.flush()
+    except OSError as error:
+      raise OSError(
+        f'{self._lines.name} cannot be written ({error.strerror}); make room, and the same command '
+        'goes on from the newest checkpoint'
+      ) from None
 
   def image(self, step: int, name: str, array: np.ndarray) -> None:
     """Shows a picture, uint8 [H, W, 3], RGB, in TensorBoard."""
@@ -160,7 +171,9 @@ class MetricWriter:
 
   def close(self) -> None:
     """Brings everything to disk."""
-    self._lines.close()
+    # Each write is on disk already, or has been told to have failed.
+    with contextlib.suppress(OSError):
+      self._lines.close()
     self._events.close()
 
   def __enter__(self) -> 'MetricWriter':

@@ -112,6 +112,7 @@ def test_no_damage_to_the_newest_gives_another_state(tmp_path, count, monkeypatc
       assert f'passed over in {run / FOLDER}: 2 (' in told[0]
     fallen_back += found.step == 1
     shutil.rmtree(run)
+  print(f'{count} damages: {fallen_back} times the one before, {count - fallen_back} harmless')
   assert fallen_back > count / 8
 
 

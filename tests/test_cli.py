@@ -1,7 +1,10 @@
-"""A mistake on the command line is one sentence and status 2."""
+"""A mistake on the command line is one sentence and status 2; other failures have status 1."""
 
+import jax.numpy as jnp
 import pytest
 from processes import run_main
+
+from if_jax import cli
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,20 @@ def test_mistakes(arguments, message, tmp_path, monkeypatch):
   assert message.replace('x/best', f'{tmp_path}/x/best') in run.stderr
   assert run.stderr.startswith('error: ')
   assert run.stderr.count('\n') == 1
+
+
+def test_a_lack_of_memory_is_told_with_what_to_lower(capsys):
+  with pytest.raises(Exception) as caught:
+    jnp.zeros(1 << 46).block_until_ready()
+  assert cli.tell(caught.value) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: out of memory (RESOURCE_EXHAUSTED: ')
+  assert 'lower config.train.batch_size or config.augment.crop_size' in line
+
+
+def test_what_nobody_thought_of_has_a_traceback_and_status_1(capsys):
+  try:
+    raise KeyError('surprise')
+  except KeyError as error:
+    assert cli.tell(error) == 1
+  assert "KeyError: 'surprise'" in capsys.readouterr().err

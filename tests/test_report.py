@@ -243,6 +243,15 @@ def test_writer_resumes_without_the_later_steps_and_the_broken_line(tmp_path):
   assert starts == [21]
 
 
+def test_writer_tells_of_a_full_disk(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer._lines.close()
+    # The device that is always full.
+    writer._lines = open('/dev/full', 'w')  # noqa: SIM115
+    with pytest.raises(OSError, match=r'/dev/full cannot be written \(No space left on device\)'):
+      writer.write(1, {'loss': 0.5})
+
+
 def test_writer_goes_on_after_a_broken_line(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1, "a": 0.3}\n{"step": 2, "a')
