@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	@echo 'Look at $(DEMO)/evaluation/sheet.png and $(DEMO)/curves.png'
 
 test: $(VENV)/installed-test lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from processes import ROOT, Run, run_python, run_tiny
+from processes import ROOT, Run, metrics_of, run_python, run_tiny
 
 from if_jax.checkpoints import FOLDER, Checkpoints
 
@@ -49,7 +49,13 @@ def hash_of(workdir, step):
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kills_at_random_steps_change_nothing(tmp_path, workers):
   """30 steps over 6 images: 20 epochs, so that the kills fall across their ends."""
-  flags = '--config.train.num_steps=30', '--config.train.checkpoint_every=4'
+  flags = (
+    '--config.train.num_steps=30',
+    '--config.train.checkpoint_every=4',
+    '--config.train.eval_every=10',
+    '--config.train.ema_decay=0.9',
+    '--config.data.class_uniform=0.5',
+  )
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   run_tiny(whole, *flags)
   flags += (f'--config.data.num_workers={workers}',)
@@ -60,8 +66,12 @@ def test_kills_at_random_steps_change_nothing(tmp_path, workers):
   run = run_tiny(killed, *flags)
   print(f'killed at steps {steps}')
   assert 'going on at step' in run.log
+  assert metrics_of(killed) == metrics_of(whole)
   assert losses_of(killed) == losses_of(whole) and len(losses_of(whole)) == 30
   assert hash_of(killed, 30) == hash_of(whole, 30)
+  for folder in ('best', 'last'):
+    weights = [(run / folder / 'model.safetensors').read_bytes() for run in (whole, killed)]
+    assert weights[0] == weights[1]
 
 
 SAVING = """
@@ -106,7 +116,7 @@ def test_kills_while_saving_every_step(tmp_path, count):
 
 
 ENDING = """
-import os, signal, sys
+import os, signal, sys, time
 import numpy as np
 from if_jax.checkpoints import Checkpoints
 
@@ -118,6 +128,7 @@ with Checkpoints(sys.argv[1]) as checkpoints:
     sys.exit(5)
   if sys.argv[2] == 'Ctrl-C':
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)  # The signal is heeded somewhere in here.
 """
 
 

@@ -165,7 +165,7 @@ def test_class_uniform_batches_depend_on_their_step_alone():
   parts = [take(batches(process_index=i, process_count=2), 8) for i in range(2)]
   for i, part in enumerate(parts):
     for whole, half in zip(expected, part, strict=True):
-      np.testing.assert_array_equal(whole['image'][i::2], half['image'])
+      np.testing.assert_array_equal(whole['image'][3 * i :][:3], half['image'])
   counts = np.bincount(np.concatenate([numbers(batch) for batch in expected]), minlength=7)
   assert counts.min() >= 1 and counts[5] > counts[[0, 3, 4, 6]].max()
 

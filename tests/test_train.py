@@ -1,13 +1,11 @@
 """The command that trains and resumes, what a training starts from, and mistakes told early."""
 
 import json
-import shutil
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from PIL import Image
 from processes import metrics_of, run_main
 
@@ -116,9 +114,9 @@ SMALL = (
 )
 
 
-def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path):
-  """Two forced devices; the second run starts from the checkpoint at step 2 of the first."""
-  whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+def test_the_command_trains(tmp_path):
+  """On two forced devices. That an interrupted run ends in the same bits: test_faults.py."""
+  whole = tmp_path / 'whole'
   run = run_main(*SMALL, f'--workdir={whole}', devices=2)
   assert run.returncode == 0, run.stderr
   assert 'train 4/4' in run.stderr
@@ -138,16 +136,6 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path):
   with (whole / 'metrics.jsonl').open() as file:
     rates = [json.loads(line).get('train/images_per_second', 0) for line in file]
   assert [rate > 0 for rate in rates] == ['train/loss' in line for line in lines]
-
-  shutil.copytree(whole, resumed)
-  shutil.rmtree(resumed / 'checkpoints' / '4')
-  again = run_main(*SMALL, f'--workdir={resumed}', devices=2)
-  assert again.returncode == 0, again.stderr
-  assert metrics_of(resumed) == lines
-  for folder in ('best', 'last'):
-    expected, actual = (flatten_dict(load_weights(run / folder)[0]) for run in (whole, resumed))
-    for path, array in expected.items():
-      np.testing.assert_array_equal(actual[path], array)
 
   other = run_main(*SMALL, f'--workdir={whole}', '--config.optimizer.momentum=0.5', devices=2)
   assert other.returncode == 2
