@@ -23,7 +23,7 @@ WEIGHTS_FILE = 'model.safetensors'
 CARD_FILE = 'config.json'
 
 # Bytes of names, shapes and card in the file; the largest network's have 0.3 MB. A hostile header
-# takes up to 20 times its size in memory.
+# takes up to 40 times its size in memory.
 _MAX_HEADER = 4 << 20
 _ENTRY = re.compile(r'(params|batch_stats)(/\w{1,100}){1,16}', re.ASCII)
 
@@ -58,7 +58,7 @@ def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[st
 def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
   """Reads a weight folder, which may come from anyone.
 
-  Memory is taken once for the tensors, after names, types and sizes have been looked at.
+  Memory is taken for the tensors after names, types and sizes have been looked at.
 
   Args:
     folder: as `save_weights` made it.

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from fuzz.fuzz_weights import CARDS, file_of
+from fuzz.fuzz_weights import CARDS, VARIABLES, file_of
 
 from if_jax.data.labels import CAMVID
 from if_jax.models import create_model
@@ -55,6 +55,20 @@ def test_round_trip_keeps_bits_and_card(variables, tmp_path):
 def test_a_backbone_has_no_classes():
   with pytest.raises(ValueError, match='those of a backbone'):
     label_set_of({'model': 'hrnet18', 'part': 'backbone'})
+
+
+def test_a_disk_that_is_full_leaves_the_old_weights(tmp_path, monkeypatch):
+  save_weights(tmp_path, VARIABLES, CARDS[0])
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+  def full_disk(tensors, path, metadata):
+    path.write_bytes(b'half')
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr('if_jax.weights.save_file', full_disk)
+  with pytest.raises(OSError, match='No space left'):
+    save_weights(tmp_path, VARIABLES, CARDS[1])
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_damaged_and_absent_files_are_told(tmp_path):

@@ -1,5 +1,6 @@
 """Changes to files that a reader must survive; those of JSON keep most of it readable."""
 
+import copy
 import json
 import random
 import struct
@@ -91,11 +92,11 @@ def _mutated_json(rng: random.Random, tree: Any) -> bytes:
     (parent, key), (other, other_key) = rng.choices(places, k=2)
     kind = rng.randrange(5)
     if kind == 0:
-      parent[key] = rng.choice(_VALUES)
+      parent[key] = copy.deepcopy(rng.choice(_VALUES))
     elif kind == 1:
-      parent[key] = json.loads(json.dumps(other[other_key]))
+      parent[key] = copy.deepcopy(other[other_key])
     elif kind == 2 and isinstance(parent, dict):
-      parent[rng.choice(_NAMES)] = parent[key]
+      parent[rng.choice(_NAMES)] = copy.deepcopy(parent[key])
     elif kind == 3 and isinstance(parent[key], int):
       parent[key] += rng.choice([-4, -1, 1, 4])
     else:
