@@ -14,10 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from if_jax import processes
-
 FOLDER = 'checkpoints'
-_TRASH = '.trash'
+_TRASH, _DAMAGED = '.trash', '.damaged'
 
 
 class Checkpoint(NamedTuple):
@@ -29,13 +27,12 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-  """The newest states of a run, in `workdir/checkpoints/<step>`.
+  """The newest states of a run, in `workdir/checkpoints/<step>`; for one process alone.
 
-  The first process writes and reads; the others are given what it has read. Saving goes on in the
-  background; leaving the `with` block waits for it, whatever the reason.
+  Saving goes on in the background; leaving the `with` block waits for it, whatever the reason.
 
   orbax writes a checkpoint whole or not at all, but reads flipped bits without a word, and deletes
-  file by file. So each array has a checksum here, a checkpoint that does not match is passed over,
+  file by file. So each array has a checksum here, a checkpoint that does not match is put aside,
   and what is deleted is renamed first.
 
   Args:
@@ -46,22 +43,23 @@ class Checkpoints:
   def __init__(self, workdir: str | os.PathLike, *, keep: int = 2):
     self._folder = Path(workdir, FOLDER).absolute()
     self._keep = keep
-    self._manager = None
-    if processes.is_first():
-      self._folder.mkdir(parents=True, exist_ok=True)
-      self._sweep('*.orbax-checkpoint-tmp*')
-      self._sweep(_TRASH)
-      self._manager = ocp.CheckpointManager(
-        self._folder,
-        options=ocp.CheckpointManagerOptions(
-          create=False,
-          max_to_keep=keep,
-          todelete_subdir=_TRASH,
-          multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}
-          ),
+    self._folder.mkdir(parents=True, exist_ok=True)
+    # orbax would do it in a thread that nobody waits for.
+    for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(unfinished, ignore_errors=True)
+    self._empty_trash()
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        create=False,
+        max_to_keep=keep,
+        todelete_subdir=_TRASH,
+        # The other processes of a job take no part.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=jax.process_index(), active_processes={jax.process_index()}
         ),
-      )
+      ),
+    )
 
   def __enter__(self) -> 'Checkpoints':
     for name in ('asyncio', 'absl'):
@@ -70,30 +68,27 @@ class Checkpoints:
 
   def __exit__(self, kind, error, _):
     try:
-      self._close(error)
-    finally:
-      for name in ('asyncio', 'absl'):
-        standard_logging.getLogger(name).removeFilter(_is_of_interest)
-
-  def _close(self, error):
-    if not self._manager:
-      return
-    try:
       self._manager.close()
     except Exception as failure:
       # A run that stops on a signal promises a checkpoint.
       if error is None or isinstance(error, SystemExit):
         raise self._not_written(failure) from failure
       logging.error('%s', self._not_written(failure))
-    self._sweep(_TRASH)
+    finally:
+      for name in ('asyncio', 'absl'):
+        standard_logging.getLogger(name).removeFilter(_is_of_interest)
+    shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+
+  @property
+  def steps(self) -> list[int]:
+    """Of all that are there, the newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
 
   def check_space(self, state: Any) -> None:
     """Raises OSError if the checkpoints of a run would not fit onto the disk."""
-    if not self._manager:
-      return
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     # A new one is written before the oldest is deleted.
-    needed = size * max(2, self._keep + 1 - len(self._manager.all_steps()))
+    needed = size * max(2, self._keep + 1 - len(self.steps))
     free = shutil.disk_usage(self._folder).free
     if free < needed:
       raise OSError(
@@ -113,7 +108,7 @@ class Checkpoints:
       OSError: this state or the one before it could not be written.
       ValueError: a state that is not finite.
     """
-    if not self._manager or step in self._manager.all_steps():
+    if step in self.steps:
       return
     arrays = _by_path(state)
     for path, array in arrays.items():
@@ -125,7 +120,7 @@ class Checkpoints:
       'record': dict(record),
     })  # fmt: skip
     try:
-      self._manager.save(
+      begun = self._manager.save(
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
@@ -134,12 +129,27 @@ class Checkpoints:
       )
     except Exception as failure:  # orbax raises unrelated kinds, of the save before, too.
       raise self._not_written(failure) from failure
-    self._sweep(_TRASH)
+    if not begun:
+      raise RuntimeError(f'orbax left step {step} out beside {self.steps}')
+    self._empty_trash()
+
+  def wait(self) -> None:
+    """Waits for the save under way.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as failure:
+      raise self._not_written(failure) from failure
 
   def restore_newest(
     self, like: Any, check: Callable[[dict[str, Any]], None] = lambda record: None
   ) -> Checkpoint | None:
-    """Reads the newest checkpoint that is whole, and logs which were passed over, and why.
+    """Reads the newest checkpoint that is whole.
+
+    Newer ones, which are damaged, are put aside into `checkpoints/.damaged`, and a warning says so.
 
     Args:
       like: a tree of arrays that the state must fit.
@@ -149,43 +159,41 @@ class Checkpoints:
     Raises:
       ValueError: of another model, or there are checkpoints and all are damaged.
     """
-    found = None
-    if self._manager:
-      try:
-        found = self._read_newest(like, check)
-      except ValueError as error:
-        found = error
-    found = processes.broadcast(found)
-    if isinstance(found, ValueError):
-      raise found
-    return found
-
-  def _read_newest(self, like, check):
-    damaged = []
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    damaged = {}
+    for step in self.steps:
       try:
         content = self._read_record(step)
       except Exception as error:  # orbax raises five unrelated kinds for damaged files.
-        damaged.append(f'{step} ({_first_line(error)})')
+        damaged[step] = _first_line(error)
         continue
       check(content['record'])
       self._check_fits(step, content['arrays'], like)
       try:
         state = self._read_state(step, content['arrays'], like)
       except Exception as error:
-        damaged.append(f'{step} ({_first_line(error)})')
+        damaged[step] = _first_line(error)
         continue
       if damaged:
-        logging.warning(
-          'Damaged and passed over in %s: %s.', self._folder, ', '.join(damaged)
-        )  # fmt: skip
+        self._put_aside(damaged)
       return Checkpoint(step, state, content['record'])
     if damaged:
       raise ValueError(
-        f'all checkpoints in {self._folder} are damaged: {", ".join(damaged)}; bring back a copy, '
+        f'all checkpoints in {self._folder} are damaged: {_reasons(damaged)}; bring back a copy, '
         'or choose another --workdir to start from the beginning'
       )
     return None
+
+  def _put_aside(self, damaged):
+    """In their places, they would keep the same steps from being saved again."""
+    aside = self._folder / _DAMAGED
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for step in damaged:
+      os.rename(self._folder / str(step), aside / str(step))
+    self._manager.reload()
+    logging.warning(
+      'Damaged, and put aside from %s into %s: %s.', self._folder, _DAMAGED, _reasons(damaged)
+    )
 
   def _read_record(self, step):
     stored = self._manager.restore(
@@ -227,10 +235,14 @@ class Checkpoints:
       f'({_first_line(error)}); make room, and the same command goes on from the last one written'
     )
 
-  def _sweep(self, pattern):
-    """Deletes folders that no longer count; orbax would do it in a thread that nobody waits for."""
-    for folder in self._folder.glob(pattern):
-      shutil.rmtree(folder, ignore_errors=True)
+  def _empty_trash(self):
+    # Not the folder itself: a thread of orbax's may be about to rename something into it.
+    for path in (self._folder / _TRASH).glob('*'):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _reasons(damaged: Mapping[int, str]) -> str:
+  return ', '.join(f'{step} ({reason})' for step, reason in damaged.items())
 
 
 def _is_of_interest(record: standard_logging.LogRecord) -> bool:

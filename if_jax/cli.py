@@ -37,7 +37,8 @@ def tell(error: BaseException) -> int:
     are not finite, one line each; or, with a traceback, what nobody thought of. 130: Ctrl-C.
   """
   text = str(error)
-  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+  is_device_error = type(error).__name__ == 'JaxRuntimeError'
+  if isinstance(error, MemoryError) or (is_device_error and 'RESOURCE_EXHAUSTED' in text):
     text = (
       f'out of memory ({" ".join(text.split())[:200]}); lower config.train.batch_size or '
       'config.augment.crop_size, raise config.train.accumulation, or set config.model.remat=True; '

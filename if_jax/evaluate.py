@@ -20,6 +20,7 @@ from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
 from if_jax.report import Progress, contact_sheet, print_table
 from if_jax.settings import load_split, looks_from_config, model_from_card, weights_folder
+from if_jax.stopping import Watchdog
 from if_jax.weights import check_fits, label_set_of, load_weights
 
 # Batches that the devices may still be working on while the host scores earlier ones.
@@ -61,6 +62,7 @@ class Evaluator:
     variables: Any,
     *,
     on_image: Callable[[dict, dict], None] | None = None,
+    on_batch: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
   ) -> dict[str, Any]:
     """Evaluates; of several processes, each does its share, and all get the scores of the whole.
@@ -69,6 +71,7 @@ class Evaluator:
       variables: {'params': ..., 'batch_stats': ...}, replicated (`parallel.replicate`).
       on_image: called in threads with each example of `eval_examples` that is this process's, and
         its outputs of `predict`.
+      on_batch: called when a batch is done.
       progress: shown image by image.
     Returns:
       The scores of `iou_from_confusion` and `BoundaryMetrics.compute`, 'confusion' int64 [K, K]
@@ -100,6 +103,7 @@ class Evaluator:
           if part is not None:
             boundary.merge(part)
         done += len(group)
+        on_batch()
         if progress:
           progress.update(done)
 
@@ -153,6 +157,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   folder = weights_folder(config, workdir)
   variables, card = load_weights(folder)
   dataset = load_split(config, config.data.eval_split)
+  processes.check_agreement({'the number of images': len(dataset), 'the step': card.get('step')})
   known, wanted = label_set_of(card).class_names, dataset.label_set.class_names
   if known != wanted:
     raise ValueError(
@@ -179,8 +184,13 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   console = processes.console()
   share = len(range(jax.process_index(), len(dataset), jax.process_count()))
-  with Progress('evaluate', share, console=console) as progress:
-    result = evaluator(parallel.replicate(variables), on_image=draw, progress=progress)
+  with (
+    Progress('evaluate', share, console=console) as progress,
+    Watchdog(config.train.step_timeout) as watchdog,
+  ):
+    result = evaluator(
+      parallel.replicate(variables), on_image=draw, on_batch=watchdog.beat, progress=progress
+    )
   rows = {index: row for part in processes.gather(rows) for index, row in part.items()}
   if not processes.is_first():
     return result

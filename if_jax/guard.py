@@ -9,7 +9,7 @@ from absl import logging
 MAX_SKIPPED_IN_A_ROW = 10
 
 
-def skip_unless_finite(before: Any, after: Any, *checked: Any) -> Any:
+def skip_unless_finite(before: Any, after: Any, checked: Any) -> Any:
   """Takes the step unless something in it is not finite; then only counts it.
 
   To be called where all devices hold the same numbers, so that all decide the same.
@@ -19,7 +19,7 @@ def skip_unless_finite(before: Any, after: Any, *checked: Any) -> Any:
   Args:
     before: the state before the step, with the fields `step` and `skipped`, int32.
     after: the state after it.
-    *checked: trees of what must be finite.
+    checked: a tree of what must be finite.
   Returns:
     `after`, or `before` with the step counted and one more step skipped.
   """

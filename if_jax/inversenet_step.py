@@ -90,7 +90,8 @@ def train_step(
     variables=optax.apply_updates(state.variables, updates),
     opt_state=opt_state,
   )
-  after = skip_unless_finite(state, after, metrics['loss'], metrics['gradient_norm'])
+  checked = metrics['loss'], metrics['gradient_norm'], after.variables
+  after = skip_unless_finite(state, after, checked)
   return after, metrics | {'skipped_steps': after.skipped}
 
 

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
-from if_jax.checkpoints import Checkpoints
+from if_jax.checkpoints import Checkpoint, Checkpoints
 from if_jax.data.pipeline import Stream
 from if_jax.guard import SkippedSteps
 from if_jax.report import MetricWriter, Progress, read_metrics
-from if_jax.stopping import EXIT_STATUS, Stopped, StopSignal, Watchdog
+from if_jax.stopping import Stopped, StopSignal, Watchdog
 
 CONFIG_FILE = 'config.json'
 METRICS_FILE = 'metrics.jsonl'
+# Settings that may differ among the processes of a run.
+_OF_A_MACHINE = ('data.root', 'data.cache_dir', 'data.num_workers', 'cache_dir', 'sources.')
 # Settings of every run that may differ when it goes on.
 _FREE_TO_CHANGE = (
   'train.checkpoint_every',
@@ -37,7 +40,7 @@ def run_steps(
   step_fn: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
   state: Any,
   make_batches: Callable[..., Stream],
-  evaluate: Callable[[int, Any], Mapping[str, float]],
+  evaluate: Callable[[int, Any, Callable[[], None]], Mapping[str, float]],
   *,
   config: ConfigDict,
   workdir: str,
@@ -56,8 +59,9 @@ def run_steps(
     state: before the first step, a tree of host arrays.
     make_batches: (start_step=..., process_index=..., process_count=...) -> the batches that follow
       so many steps, as far as they are this process's.
-    evaluate: (step, state on the devices) -> scores. It may leave files in `workdir`: where it
-      was interrupted, it is called again.
+    evaluate: (step, state on the devices, beat) -> scores. It may leave files in `workdir`: where
+      it was interrupted, it is called again. It calls `beat()` at least every
+      `config.train.step_timeout` seconds.
     config: of the run; its `train` says how many steps, and what is due when.
     workdir: made if it is not there.
     schedule: step to learning rate, to be written.
@@ -69,7 +73,7 @@ def run_steps(
       checkpoints.
     OSError: a checkpoint cannot be written, or another process trains in `workdir`.
     FloatingPointError: the loss is not finite, step after step.
-    SystemExit: a signal ended the run, and its state is saved; with `stopping.EXIT_STATUS`.
+    SystemExit: a signal ended the run, and its state is saved; with `processes.STOPPED`.
   """
   train = config.train
   record = {
@@ -79,12 +83,23 @@ def run_steps(
   }
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    enter(_only_run_in(workdir))
-    checkpoints = enter(Checkpoints(workdir, keep=train.keep_checkpoints))
-    start, state = _begin(checkpoints, state, record, workdir, _FREE_TO_CHANGE + free_to_change)
+    processes.check_agreement(
+      _settings(record, _OF_A_MACHINE) | {'the number of devices': parallel.num_local_devices()}
+    )
+    stop = enter(StopSignal())
+    checkpoints = writer = None
+
+    def begin():
+      nonlocal checkpoints, writer
+      enter(_only_run_in(workdir))
+      checkpoints = enter(Checkpoints(workdir, keep=train.keep_checkpoints))
+      begun = _begin(checkpoints, state, record, workdir, _FREE_TO_CHANGE + free_to_change)
+      writer = enter(MetricWriter(workdir, resume_step=begun[0]))
+      return begun
+
+    start, state = processes.from_first(begin)
     skipped_steps = SkippedSteps(int(state.skipped))
-    state = parallel.replicate(processes.broadcast(state))
-    writer = enter(MetricWriter(workdir, resume_step=start)) if processes.is_first() else None
+    state = parallel.replicate(state)
     progress = enter(
       Progress(
         'train', train.num_steps, images_per_step=train.batch_size, console=processes.console()
@@ -98,7 +113,6 @@ def run_steps(
       )
     )
     watchdog = enter(Watchdog(train.step_timeout))
-    stop = enter(StopSignal())
 
     def is_due(step, every):
       return step > 0 and (step % every == 0 or step == train.num_steps)
@@ -110,25 +124,27 @@ def run_steps(
     def evaluate_at(step):
       try:
         with stop.at_once():
-          write(step, evaluate(step, state), 'val')
+          write(step, evaluate(step, state, watchdog.beat), 'val')
       except Stopped:
         save_and_exit(step)
       watchdog.beat()
 
     def save(step):
-      checkpoints.save(step, parallel.fetch(state), record)
+      if checkpoints:
+        checkpoints.save(step, parallel.fetch(state), record)
 
     def save_and_exit(step):
       save(step)
+      processes.from_first(lambda: checkpoints.wait())
       print(
         f'stopped after step {step} of {train.num_steps}, which is saved in {workdir}; the same '
         'command goes on from there',
         file=sys.stderr,
       )
-      sys.exit(EXIT_STATUS)
+      sys.exit(processes.STOPPED)
 
-    is_evaluated = processes.is_first() and _is_evaluated(workdir, start)
-    if is_due(start, train.eval_every) and not processes.broadcast(is_evaluated):
+    is_evaluated = processes.from_first(lambda: _is_evaluated(workdir, start))
+    if is_due(start, train.eval_every) and not is_evaluated:
       evaluate_at(start)
     under_way = collections.deque()
     batches = parallel.prefetch(batches)
@@ -136,14 +152,23 @@ def run_steps(
     pauses = train.log_every, train.checkpoint_every, train.eval_every
     timed_from, timed_since = start, time.perf_counter()
     for step in range(start + 1, train.num_steps + 1):
-      state, metrics = step_fn(state, next(batches))
+      try:
+        batch = next(batches)
+      except ChildProcessError:
+        # Whoever stops a run may stop its loader processes, too.
+        if not stop.told:
+          raise
+        save_and_exit(step - 1)
+      state, metrics = step_fn(state, batch)
       under_way.append((step, metrics['skipped_steps']))
       while len(under_way) > (parallel.MAX_STEPS_AHEAD if step < train.num_steps else 0):
         done, skipped = under_way.popleft()
         skipped_steps.update(done, int(skipped))
       watchdog.beat()
       if is_due(step, train.log_every):
-        scalars = parallel.fetch(metrics) | {'learning_rate': schedule(step - 1)}
+        scalars = parallel.fetch(metrics)
+        # The optimiser counts the steps that were taken.
+        scalars['learning_rate'] = schedule(step - 1 - scalars['skipped_steps'])
         images = (step - timed_from) * train.batch_size
         scalars['images_per_second'] = images / (time.perf_counter() - timed_since)
         write(step, scalars, 'train')
@@ -163,9 +188,14 @@ def run_steps(
 def check_steps(config: ConfigDict) -> None:
   """Raises ValueError for numbers in `config.train` that no training can have."""
   train = config.train
-  for key in ('batch_size', 'num_steps', 'log_every', 'eval_every', 'checkpoint_every'):
+  at_least_1 = ('num_steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
+  for key in ('batch_size', *at_least_1):
     if train[key] < 1:
       raise ValueError(f'config.train.{key}={train[key]}; give at least 1')
+  if train.step_timeout < 0:
+    raise ValueError(
+      f'config.train.step_timeout={train.step_timeout}; give seconds, 0 for no limit'
+    )
   num_devices = parallel.num_devices()
   if train.batch_size % num_devices:
     raise ValueError(
@@ -181,9 +211,6 @@ def check_steps(config: ConfigDict) -> None:
 @contextlib.contextmanager
 def _only_run_in(workdir: str) -> Iterator[None]:
   """Holds a lock on the folder of a run, which the system lets go of however the process ends."""
-  if not processes.is_first():
-    yield
-    return
   Path(workdir).mkdir(parents=True, exist_ok=True)
   with Path(workdir, '.lock').open('w') as file:
     try:
@@ -193,40 +220,38 @@ def _only_run_in(workdir: str) -> Iterator[None]:
         f'another process trains in {workdir}; wait for its end, or choose another --workdir '
         '(several processes of one run need --coordinator)'
       ) from None
+    except OSError as error:  # Some network file systems have no locks.
+      logging.warning('%s cannot be locked (%s): start no second run in it.', workdir, error)
     yield
 
 
 def _begin(
   checkpoints: Checkpoints, state: Any, record: dict, workdir: str, free_to_change: tuple[str, ...]
 ) -> tuple[int, Any]:
-  """The step and the state to go on from, once all processes agree on what they do."""
-
-  def fixed(settings):
-    flat = flatten_dict(settings, sep='.')
-    return {key: value for key, value in flat.items() if not key.startswith(free_to_change)}
-
-  settings = fixed(record['config'])
+  """The step and the state to go on from."""
+  now = _settings(record, free_to_change)
   found = checkpoints.restore_newest(
-    state, lambda record: _check_same_run(fixed(record['config']), settings, workdir)
+    state, lambda before: _check_same_run(_settings(before, free_to_change), now, workdir)
   )
-  processes.check_agreement(
-    {f'config.{key}': value for key, value in settings.items()}
-    | {'the number of devices': parallel.num_local_devices()}
-  )
-  if not found:
+  if found:
+    _say_how_it_goes_on(found, record, workdir)
+  else:
+    _check_fresh(workdir, record['config']['train']['checkpoint_every'])
     checkpoints.check_space(state)
-  if processes.is_first():
-    _say_how_it_starts(found, record, workdir)
-    text = json.dumps(record['config'], indent=2)
-    Path(workdir, CONFIG_FILE).write_text(text + '\n')
+  text = json.dumps(record['config'], indent=2)
+  part = Path(workdir, f'{CONFIG_FILE}.part')
+  part.write_text(text + '\n')
+  part.replace(Path(workdir, CONFIG_FILE))
   return (found.step, found.state) if found else (0, state)
 
 
-def _say_how_it_starts(found, record, workdir):
-  if not found:
-    if Path(workdir, METRICS_FILE).exists():
-      print(f'{workdir}: the run before was ended before its first checkpoint; starting anew')
-    return
+def _settings(record: Mapping[str, Any], left_out: tuple[str, ...]) -> dict[str, Any]:
+  """What a record says of a run, by key, but for some keys, or how they begin."""
+  config = {f'config.{k}': v for k, v in flatten_dict(record['config'], sep='.').items()}
+  return {k: v for k, v in config.items() if not k.removeprefix('config.').startswith(left_out)}
+
+
+def _say_how_it_goes_on(found: Checkpoint, record: Mapping[str, Any], workdir: str) -> None:
   print(f'{workdir}: going on at step {found.step} of {record["config"]["train"]["num_steps"]}')
   (were, of), (are, now_of) = ((x['devices'], x['processes']) for x in (found.record, record))
   if (were, of) != (are, now_of):
@@ -236,10 +261,25 @@ def _say_how_it_starts(found, record, workdir):
     )
 
 
+def _check_fresh(workdir: str, checkpoint_every: int) -> None:
+  """Raises ValueError if a run without checkpoints must have had some."""
+  path = Path(workdir, METRICS_FILE)
+  steps = [line['step'] for line in read_metrics(path)] if path.exists() else []
+  if not steps:
+    return
+  # The first is finished before the second begins.
+  if max(steps) > 2 * checkpoint_every:
+    raise ValueError(
+      f'{workdir} was trained up to step {max(steps)}, but its checkpoints are gone; bring them '
+      f'back, choose another --workdir, or take {METRICS_FILE} away to start from the beginning'
+    )
+  print(f'{workdir}: the run before was ended before its first checkpoint; starting anew')
+
+
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], workdir: str) -> None:
   """Raises ValueError if the run in `workdir` was started with settings that give other results."""
   differing = [
-    f'{key} was {before.get(key)!r}, is {now.get(key)!r}'
+    f'{key.removeprefix("config.")} was {before.get(key)!r}, is {now.get(key)!r}'
     for key in sorted(before | now)
     if before.get(key) != now.get(key)
   ]

@@ -8,19 +8,25 @@ checkpoint. What is done here is that this happens soon, and with a reason in th
 import contextlib
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from rich.console import Console
 
 # As `--coordinator`: ask Slurm, Open MPI or Kubernetes.
 AUTO = 'auto'
+# The exit status of a run that was asked to stop and has saved its state, on all processes alike:
+# as a shell gives it for SIGTERM.
+STOPPED = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
@@ -64,8 +70,8 @@ def joined(
   late = threading.Timer(
     initialization_timeout,
     _leave,
-    (1, f'not all processes came to {where} within {initialization_timeout} s; start every one of '
-     'them, look for an error in their logs, or raise --initialization_timeout'),
+    (1, f'not all processes came to {where} within {initialization_timeout} s, or two with one '
+     '--process_id; start every one, look into their logs, or raise --initialization_timeout'),
   )  # fmt: skip
   late.daemon = True
   late.start()
@@ -86,20 +92,29 @@ def joined(
     late.cancel()
   try:
     yield
-  except SystemExit:
+    _wait_for_all()
+  except SystemExit as end:
+    # Where all end for one reason, the last file may take longer than a shutdown.
+    if end.code == STOPPED:
+      _wait_for_all()
     jax.distributed.shutdown()
     raise
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' in str(error):
       _leave(tell(error))
     # What a collective says whose other end is gone.
+    logging.debug('The error in full:', exc_info=error)
     _leave(
       1,
       f'a step failed ({" ".join(str(error).split())[:300]}); where another process has ended, its '
       'log says why. Start all again: the run goes on from its newest checkpoint',
     )
   except BaseException as error:
-    _leave(tell(error))
+    status = tell(error)
+    if is_first():
+      # Its end aborts the others, which may be about to tell the same.
+      time.sleep(1)
+    _leave(status)
   jax.distributed.shutdown()
 
 
@@ -111,6 +126,24 @@ def is_first() -> bool:
 def console() -> Console:
   """Where progress is shown: standard error of the first process."""
   return Console(stderr=True, quiet=not is_first())
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+  """Calls a function on the first process alone and gives all what it returns, or its error.
+
+  Raises:
+    ValueError, OSError: raised by the function, on all processes.
+  """
+  result = None
+  if is_first():
+    try:
+      result = function()
+    except (ValueError, OSError) as error:
+      result = error
+  result = broadcast(result)
+  if isinstance(result, Exception):
+    raise result
+  return result
 
 
 def broadcast(value: Any) -> Any:
@@ -184,6 +217,10 @@ def _bind_address(coordinator, process_id):
   """On one machine, nobody else needs to reach the coordinator; by default, everybody can."""
   local = coordinator.rpartition(':')[0] in ('127.0.0.1', 'localhost')
   return coordinator if local and process_id == 0 else None
+
+
+def _wait_for_all():
+  multihost_utils.sync_global_devices('the end')
 
 
 def _leave(status: int, message: str = ''):

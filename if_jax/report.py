@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import rich.box
-import tensorboardX
 from jax.typing import ArrayLike
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from if_jax.curves import PANELS, learning_curves, read_metrics
 from if_jax.pictures import colorize, contact_sheet, error_map, overlay
@@ -71,7 +74,7 @@ def metrics_table(
   for title in columns:
     table.add_column(title, justify='right', no_wrap=True)
   for i, class_name in enumerate(class_names):
-    table.add_row(class_name, *(_percent(scores[i]) for scores in columns.values()))
+    table.add_row(escape(class_name), *(_percent(scores[i]) for scores in columns.values()))
   if not markdown:
     table.add_section()
   counted = [scores[~np.isnan(scores)] for scores in columns.values()]
@@ -134,11 +137,12 @@ class MetricWriter:
     if path.exists():
       _cut_away(path, math.inf if resume_step is None else resume_step)
     self._lines = path.open('a', encoding='utf-8')
-    # TensorBoard hides the events of this and later steps that are in older files.
-    purge_step = None if resume_step is None else resume_step + 1
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=purge_step, flush_secs=20
-    )
+    # Not `SummaryWriter`: its thread dies of a full disk in silence, and its queue then blocks.
+    (workdir / 'tensorboard').mkdir(exist_ok=True)
+    self._events = EventsWriter(str(workdir / 'tensorboard' / 'events'))
+    if resume_step is not None:
+      # TensorBoard hides the events of this and later steps that are in older files.
+      self._add_event(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, scalars: Mapping[str, ArrayLike], prefix: str = '') -> None:
     """Writes one line; `prefix` stands before each name, with a slash between.
@@ -154,27 +158,39 @@ class MetricWriter:
       is_integer = np.issubdtype(np.asarray(value).dtype, np.integer)
       value = int(value) if is_integer else float(value)
       record[name] = value if math.isfinite(value) else None
-      if math.isfinite(value):
-        self._events.add_scalar(_tag(name), value, step)
-    try:
+    with self._told():
       self._lines.write(json.dumps(record, allow_nan=False) + '\n')
       self._lines.flush()
-    except OSError as error:
-      raise OSError(
-        f'{self._lines.name} cannot be written ({error.strerror}); make room, and the same command '
-        'goes on from the newest checkpoint'
-      ) from None
+      for name, value in record.items():
+        if name != 'step' and value is not None:
+          self._add_event(step, summary=summary.scalar(_tag(name), value))
+      self._events.flush()
 
   def image(self, step: int, name: str, array: np.ndarray) -> None:
     """Shows a picture, uint8 [H, W, 3], RGB, in TensorBoard."""
-    self._events.add_image(_tag(name), array, step, dataformats='HWC')
+    with self._told():
+      self._add_event(step, summary=summary.image(_tag(name), array, dataformats='HWC'))
+      self._events.flush()
+
+  def _add_event(self, step, **content):
+    self._events.write_event(Event(step=step, wall_time=time.time(), **content))
+
+  @contextlib.contextmanager
+  def _told(self):
+    try:
+      yield
+    except OSError as error:
+      raise OSError(
+        f'{pathlib.Path(self._lines.name).parent} cannot be written to ({error.strerror}); make '
+        'room, and the same command goes on from the newest checkpoint'
+      ) from None
 
   def close(self) -> None:
     """Brings everything to disk."""
     # Each write is on disk already, or has been told to have failed.
-    with contextlib.suppress(OSError):
-      self._lines.close()
-    self._events.close()
+    for file in (self._lines, self._events):
+      with contextlib.suppress(OSError):
+        file.close()
 
   def __enter__(self) -> 'MetricWriter':
     return self

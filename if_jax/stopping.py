@@ -12,9 +12,6 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-# Of a run that was asked to stop and saved its state, as a shell gives it for SIGTERM.
-EXIT_STATUS = 128 + signal.SIGTERM
-
 
 class StopSignal:
   """Turns SIGTERM and SIGINT into a wish to stop after a step; a second one stops at once.
@@ -62,19 +59,25 @@ class StopSignal:
     finally:
       self._at_once = False
 
+  @property
+  def told(self) -> bool:
+    """Whether a signal has come to this process."""
+    return self._told
+
   def _tell(self, number, frame):
-    self.__exit__()
-    name = signal.Signals(number).name
-    print(f'{name}: saving, then stopping; a second signal stops at once', file=sys.stderr)
     self._told = True
+    self.__exit__()
+    text = f'{signal.Signals(number).name}: saving, then stopping; a second signal stops at once\n'
+    # `print` may be what was interrupted, and does not do two things at a time.
+    os.write(2, text.encode())
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
     if self._at_once:
       raise Stopped
 
 
-class Stopped(Exception):
-  """A signal came during work that can be done again."""
+class Stopped(BaseException):
+  """A signal came during work that can be done again; like Ctrl-C, no error that one catches."""
 
 
 class Watchdog:

@@ -46,6 +46,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   centroids = ()
   if config.data.class_uniform:
     centroids = class_centroids(train_set, config.augment.crop_size)
+  processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
   model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   schedule = make_schedule(
     config.optimizer.learning_rate,
@@ -85,8 +86,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   evaluator = Evaluator(model, eval_set, config)
   card = make_card(config.model.name, model, train_set.label_set)
 
-  def evaluate(step, state):
-    result = evaluator(state.evaluated)
+  def evaluate(step, state, beat):
+    result = evaluator(state.evaluated, on_batch=beat)
     if processes.is_first() and is_best(workdir, result['miou']):
       best = {**card, 'step': step, 'miou': float(result['miou'])}
       save_weights(Path(workdir, 'best'), parallel.fetch(state.evaluated), best)

@@ -85,7 +85,7 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     axis_name=parallel.AXIS,
   )
 
-  def evaluate(step, state):
+  def evaluate(step, state, beat):
     variables = parallel.fetch(state.variables)
     scores = evaluator(variables)
     if processes.is_first():

@@ -117,7 +117,7 @@ def train_step(
   if state.average is not None:
     average = moving_average(state.average, after.variables, state.step, ema_decay)
     after = after.replace(average=average)
-  checked = metrics['loss'], metrics['gradient_norm'], batch_stats
+  checked = metrics['loss'], metrics['gradient_norm'], after.params, batch_stats
   after = skip_unless_finite(state, after, checked)
   return after, metrics | {'skipped_steps': after.skipped}
 

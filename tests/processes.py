@@ -62,10 +62,18 @@ class Run:
     workdir: of the run; beside it a log file for each start.
     *arguments: further flags.
     devices: to force out of the host.
+    start_new_session: so that its process group can be sent a signal.
     **environment: variables.
   """
 
-  def __init__(self, workdir: Path, *arguments: str, devices: int = 1, **environment: str):
+  def __init__(
+    self,
+    workdir: Path,
+    *arguments: str,
+    devices: int = 1,
+    start_new_session: bool = False,
+    **environment: str,
+  ):
     self.workdir = workdir
     count = len(list(workdir.parent.glob(f'{workdir.name}.*.log')))
     self.log_file = workdir.parent / f'{workdir.name}.{count}.log'
@@ -77,6 +85,7 @@ class Run:
         env={**os.environ, 'XLA_FLAGS': flags, 'NPROC': '16', **environment},
         stdout=log,
         stderr=subprocess.STDOUT,
+        start_new_session=start_new_session,
       )
 
   def __enter__(self) -> 'Run':

@@ -104,12 +104,12 @@ def test_no_damage_to_the_newest_gives_another_state(tmp_path, count, monkeypatc
       path.write_bytes(content if kind == 'flip' else content[:place])
     logged.clear()
     found = _restore(run)
-    told = [text for text in logged if 'passed over' in text]  # orbax warns of other things.
+    told = [text for text in logged if 'put aside' in text]  # orbax warns of other things.
     np.testing.assert_equal(found.state, _state(found.step))
     assert found.record == RECORD
     assert bool(told) == (found.step == 1), (kind, path)
     if told:
-      assert f'passed over in {run / FOLDER}: 2 (' in told[0]
+      assert f'put aside from {run / FOLDER} into .damaged: 2 (' in told[0]
     fallen_back += found.step == 1
     shutil.rmtree(run)
   print(f'{count} damages: {fallen_back} times the one before, {count - fallen_back} harmless')
@@ -125,6 +125,24 @@ def test_flipped_weights_are_found_out(tmp_path):
   data = stored.read_bytes()
   stored.write_bytes(bytes(255 - x for x in data))
   assert _restore(tmp_path).step == 1
+
+
+def _damage(workdir, step):
+  (workdir / FOLDER / str(step) / 'record' / 'metadata').write_text('{}')
+
+
+def test_a_run_that_fell_back_saves_the_same_steps_again(tmp_path):
+  """And falls back again: what is damaged takes nobody's place and does not pile up."""
+  _save(tmp_path, [10, 20], keep=2)
+  for damaged in (20, 15):
+    _damage(tmp_path, damaged)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+      assert checkpoints.restore_newest(_state(0)).step == 10
+      checkpoints.save(15, _state(15), RECORD)
+      checkpoints.wait()
+      assert checkpoints.steps == [15, 10]
+    assert os.listdir(tmp_path / FOLDER / '.damaged') == [str(damaged)]
+  assert _restore(tmp_path).step == 15
 
 
 def test_nothing_but_damaged_checkpoints_is_no_fresh_start(tmp_path):

@@ -47,6 +47,11 @@ def test_a_lack_of_memory_is_told_with_what_to_lower(capsys):
   assert 'lower config.train.batch_size or config.augment.crop_size' in line
 
 
+def test_a_full_disk_is_no_lack_of_memory(capsys):
+  assert cli.tell(OSError('a checkpoint could not be written (RESOURCE_EXHAUSTED: No space)')) == 2
+  assert capsys.readouterr().err.startswith('error: a checkpoint could not be written')
+
+
 def test_what_nobody_thought_of_has_a_traceback_and_status_1(capsys):
   try:
     raise KeyError('surprise')

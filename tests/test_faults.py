@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from processes import ROOT, Run, metrics_of, run_python, run_tiny
 from if_jax.checkpoints import FOLDER, Checkpoints
 
 EVERY_STEP = '--config.train.checkpoint_every=1'
+ENDLESS = '--config.train.num_steps=100000', '--config.train.checkpoint_every=100000'
 
 
 def steps_of(workdir):
@@ -144,8 +146,7 @@ def test_a_checkpoint_just_begun_is_finished_whatever_ends_the_process(tmp_path,
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(tmp_path, number):
   workdir = tmp_path / 'run'
-  flags = '--config.train.num_steps=100000', '--config.train.checkpoint_every=100000'
-  with Run(workdir, *flags) as run:
+  with Run(workdir, *ENDLESS) as run:
     run.wait_for_step(3)
     run.process.send_signal(number)
     told = time.monotonic()
@@ -157,10 +158,52 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(tmp_path, number):
   (saved,) = steps_of(workdir)
   assert f'stopped after step {saved} of 100000, which is saved in {workdir}' in run.log
   assert max(losses_of(workdir)) == saved
-  with Run(workdir, *flags) as again:
+  with Run(workdir, *ENDLESS) as again:
     again.wait_for_step(saved + 1)
   assert f'going on at step {saved} of' in again.log
   assert sorted(losses_of(workdir))[saved] == saved + 1
+
+
+def test_a_signal_to_all_processes_of_a_run_saves_the_step(tmp_path):
+  """As Ctrl-C in a terminal, Slurm and systemd send it: loader processes get it, too."""
+  workdir = tmp_path / 'run'
+  with Run(workdir, *ENDLESS, '--config.data.num_workers=2', start_new_session=True) as run:
+    run.wait_for_step(3)
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.end() == 143, run.log
+  assert 'Traceback' not in run.log
+  assert steps_of(workdir) == [max(losses_of(workdir))]
+
+
+def test_loader_processes_end_after_a_run_that_was_killed(tmp_path):
+  with Run(tmp_path / 'run', *ENDLESS, '--config.data.num_workers=2') as run:
+    run.wait_for_step(2)
+    workers = loader_processes(run)
+  deadline = time.monotonic() + 10
+  while any(os.path.exists(f'/proc/{worker}') for worker in workers):
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+
+
+def loader_processes(run):
+  listed = subprocess.check_output(
+    ['ps', '-o', 'pid,args', '--ppid', str(run.process.pid)], text=True
+  ).splitlines()
+  workers = [int(line.split()[0]) for line in listed if 'spawn_main' in line]
+  assert workers, listed
+  return workers
+
+
+def test_checkpoints_that_are_gone_are_no_fresh_start(tmp_path):
+  workdir = tmp_path / 'run'
+  flags = '--config.train.num_steps=5', EVERY_STEP
+  run_tiny(workdir, *flags)
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  shutil.rmtree(workdir / FOLDER)
+  with Run(workdir, *flags) as run:
+    assert run.end() == 2
+  assert f'error: {workdir} was trained up to step 5, but its checkpoints are gone' in run.log
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
@@ -231,7 +274,6 @@ import jax
 import numpy as np
 from tiny_main import Network
 from if_jax import parallel
-from if_jax.inference import predict
 from if_jax.losses import cross_entropy
 from if_jax.optimizers import make_optimizer
 from if_jax.train_step import TrainState, train_step
@@ -273,7 +315,8 @@ print('replicas', all(
   np.array_equal(shard.data, x.addressable_shards[0].data)
   for x in jax.tree.leaves(states[4]) for shard in x.addressable_shards
 ))
-print('labels', predict(model, after.variables, images.astype(np.uint8))['label'].shape)
+outputs = model.apply(after.variables, images, train=False)
+print('evaluation', bool(np.isfinite(outputs['logits']).all()))
 """
 
 
@@ -285,7 +328,7 @@ def test_a_nan_pixel_on_one_of_four_devices_skips_the_step_on_all(tmp_path):
   run = run_python(str(script), devices=4)
   assert run.returncode == 0, run.stderr
   assert '2 skipped 1 loss nan' in run.stdout and '3 skipped 1' in run.stdout, run.stdout
-  for fact in ('unchanged', 'changed', 'finite', 'replicas'):
+  for fact in ('unchanged', 'changed', 'finite', 'replicas', 'evaluation'):
     assert f'\n{fact} True' in run.stdout, run.stdout
 
 
@@ -293,12 +336,7 @@ def test_a_loader_process_that_is_killed_is_told(tmp_path):
   flags = '--config.train.num_steps=100000', '--config.data.num_workers=2'
   with Run(tmp_path / 'run', *flags) as run:
     run.wait_for_step(2)
-    children = subprocess.check_output(
-      ['ps', '-o', 'pid,args', '--ppid', str(run.process.pid)], text=True
-    ).splitlines()
-    workers = [int(line.split()[0]) for line in children if 'spawn_main' in line]
-    assert workers, children
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(loader_processes(run)[0], signal.SIGKILL)
     killed = time.monotonic()
     assert run.end() == 2, run.log
     seconds = time.monotonic() - killed

@@ -232,11 +232,12 @@ def test_wrong_flags_are_told_in_a_line(tmp_path, flags, message):
 
 
 def test_processes_that_were_started_differently_are_told(together):
-  runs = together('run', each=('--config.seed=0', '--config.seed=1'))
+  key = 'config.train.eval_every'
+  runs = together('run', each=(f'--{key}=5', f'--{key}=7'))
   statuses, _ = end_of(runs, 60)
   assert statuses == [2, 2], runs[0].log + runs[1].log
   for run in runs:
-    assert 'error: config.seed is 0 on process 0 and 1 on process 1; start all' in run.log
+    assert f'error: {key} is 5 on process 0 and 7 on process 1; start all' in run.log
 
 
 def test_alone_a_process_agrees_with_itself():

@@ -183,6 +183,13 @@ def test_table_on_a_terminal_has_style_and_no_boundary_columns_without_scores():
   assert 'boundary' not in text and 'F@' not in text
 
 
+def test_a_class_name_is_no_markup():
+  console = Console(file=io.StringIO(), width=80)
+  print_table(scores(), ['[/b]', '[red]sky', 'building'], console)
+  text = console.file.getvalue()
+  assert '[/b]' in text and '[red]sky' in text
+
+
 def test_table_names_a_wrong_number_of_classes():
   with pytest.raises(ValueError, match='2 class names for scores of 3 classes'):
     metrics_table(scores(), NAMES[:2])
@@ -248,7 +255,7 @@ def test_writer_tells_of_a_full_disk(tmp_path):
     writer._lines.close()
     # The device that is always full.
     writer._lines = open('/dev/full', 'w')  # noqa: SIM115
-    with pytest.raises(OSError, match=r'/dev/full cannot be written \(No space left on device\)'):
+    with pytest.raises(OSError, match=r'/dev cannot be written to \(No space left on device\)'):
       writer.write(1, {'loss': 0.5})
 
 

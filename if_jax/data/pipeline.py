@@ -8,6 +8,9 @@ of processes. So a run resumes at a step by its number; no iterator has to be sa
 import functools
 import multiprocessing
 import os
+import signal
+import threading
+import time
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
@@ -214,7 +217,7 @@ def _load(dataset: grain.MapDataset, num_workers: int) -> grain.IterDataset:
   _mark_grain_flags_as_parsed()
   in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   workers = grain.MultiprocessingOptions(num_workers)
-  return dataset.to_iter_dataset(in_line).mp_prefetch(workers, worker_init_fn=_use_one_core)
+  return dataset.to_iter_dataset(in_line).mp_prefetch(workers, worker_init_fn=_begin_worker)
 
 
 class _ErrorsAsElements:
@@ -250,9 +253,21 @@ def _mark_grain_flags_as_parsed():
         flags.FLAGS[name].present = 1
 
 
-def _use_one_core(worker_index: int, worker_count: int):
-  """Keeps the workers' OpenCV from starting a thread per core in each of them."""
+def _begin_worker(worker_index: int, worker_count: int):
+  """Fits a worker process into the run."""
+  # Or OpenCV starts a thread per core in each of them.
   cv2.setNumThreads(1)
+  # Ctrl-C and Slurm reach all processes: the run decides when its workers end.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int):
+  """Ends the process soon after its parent, which may have been killed hard."""
+  while os.getppid() == parent:
+    time.sleep(1)
+  os._exit(1)
 
 
 def _decode_pair(label_set: LabelSet, example: dict) -> tuple[np.ndarray, np.ndarray]:
