@@ -152,14 +152,7 @@ def run_steps(
     pauses = train.log_every, train.checkpoint_every, train.eval_every
     timed_from, timed_since = start, time.perf_counter()
     for step in range(start + 1, train.num_steps + 1):
-      try:
-        batch = next(batches)
-      except ChildProcessError:
-        # Whoever stops a run may stop its loader processes, too.
-        if not stop.told:
-          raise
-        save_and_exit(step - 1)
-      state, metrics = step_fn(state, batch)
+      state, metrics = step_fn(state, next(batches))
       under_way.append((step, metrics['skipped_steps']))
       while len(under_way) > (parallel.MAX_STEPS_AHEAD if step < train.num_steps else 0):
         done, skipped = under_way.popleft()

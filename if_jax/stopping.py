@@ -59,11 +59,6 @@ class StopSignal:
     finally:
       self._at_once = False
 
-  @property
-  def told(self) -> bool:
-    """Whether a signal has come to this process."""
-    return self._told
-
   def _tell(self, number, frame):
     self._told = True
     self.__exit__()
