@@ -116,10 +116,10 @@ class Run:
     return self.process.wait(timeout)
 
 
-def run_tiny(workdir: Path, *arguments: str, **options) -> Run:
+def run_tiny(workdir: Path, *arguments: str, timeout: float = 60, **options) -> Run:
   """Runs it to a successful end."""
   with Run(workdir, *arguments, **options) as run:
-    assert run.end() == 0, run.log
+    assert run.end(timeout) == 0, run.log
   return run
 
 

@@ -129,6 +129,8 @@ with Checkpoints(sys.argv[1]) as checkpoints:
   if sys.argv[2] == 'exit':
     sys.exit(5)
   if sys.argv[2] == 'Ctrl-C':
+    # A job in the background of a shell ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(10)  # The signal is heeded somewhere in here.
 """

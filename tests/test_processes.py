@@ -84,7 +84,14 @@ def test_two_processes_train_as_one(tmp_path, together):
 def test_many_devices_on_few_cores_do_not_wait_for_each_other_for_ever(tmp_path, steps, devices):
   """With as many threads as there are cores, as JAX would start by itself."""
   flags = f'--config.train.num_steps={steps}', f'--config.train.batch_size={devices}'
-  run_tiny(tmp_path / 'run', *flags, '--config.train.log_every=1000', devices=devices, NPROC='2')
+  run_tiny(
+    tmp_path / 'run',
+    *flags,
+    '--config.train.log_every=100',
+    devices=devices,
+    timeout=60 + steps,
+    NPROC='2',
+  )
 
 
 @pytest.mark.parametrize('killed', [1, pytest.param(0, marks=pytest.mark.slow)])
