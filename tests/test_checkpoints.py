@@ -1,5 +1,6 @@
 """States that come back as they were saved, or not at all."""
 
+import gc
 import json
 import os
 import random
@@ -13,7 +14,15 @@ from absl import logging
 from if_jax import checkpoints as checkpoints_module
 from if_jax.checkpoints import FOLDER, Checkpoints
 
+# Of tasks that orbax leaves behind where it fails.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 RECORD = {'config': {'seed': 3}, 'devices': 2}
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing_for_other_tests():
+  yield
+  gc.collect()
 
 
 def _state(value):
@@ -78,8 +87,6 @@ def test_what_an_interrupted_save_or_deletion_left_is_swept_away(tmp_path):
   assert sorted(os.listdir(folder)) == ['1', '2']
 
 
-# Of tasks that orbax leaves behind when it fails.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('count', [30, pytest.param(300, marks=pytest.mark.slow)])
 def test_no_damage_to_the_newest_gives_another_state(tmp_path, count, monkeypatch):
   """Random flips, cuts and deletions; some hit bytes that nobody needs."""
