@@ -9,7 +9,7 @@ forced devices (XLA_FLAGS=--xla_force_host_platform_device_count=2) keep both co
 
 from ml_collections import ConfigDict
 
-from configs import default
+from if_jax.configs import default
 
 
 def get_config() -> ConfigDict:

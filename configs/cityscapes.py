@@ -10,7 +10,7 @@ pretrained weights as `init_from`. Not run here: training needs accelerators and
 
 from ml_collections import ConfigDict
 
-from configs import default
+from if_jax.configs import default
 
 _NUM_IMAGES = 2975
 

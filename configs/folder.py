@@ -6,7 +6,7 @@ python main.py --mode=train --config=configs/folder.py --workdir=runs/mine \
 
 from ml_collections import ConfigDict
 
-from configs import default
+from if_jax.configs import default
 
 
 def get_config() -> ConfigDict:
