@@ -43,6 +43,7 @@ class Checkpoints:
   def __init__(self, workdir: str | os.PathLike, *, keep: int = 2):
     self._folder = Path(workdir, FOLDER).absolute()
     self._keep = keep
+    self._size = 0
     self._folder.mkdir(parents=True, exist_ok=True)
     # orbax would do it in a thread that nobody waits for.
     for unfinished in self._folder.glob('*.orbax-checkpoint-tmp*'):
@@ -86,7 +87,7 @@ class Checkpoints:
 
   def check_space(self, state: Any) -> None:
     """Raises OSError if the checkpoints of a run would not fit onto the disk."""
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    size = _size_of(state)
     # A new one is written before the oldest is deleted.
     needed = size * max(2, self._keep + 1 - len(self.steps))
     free = shutil.disk_usage(self._folder).free
@@ -111,6 +112,7 @@ class Checkpoints:
     if step in self.steps:
       return
     arrays = _by_path(state)
+    self._size = _size_of(state)
     for path, array in arrays.items():
       if not np.isfinite(array).all():
         raise ValueError(f'the state after step {step} is not finite at {path}; it is not saved')
@@ -231,8 +233,8 @@ class Checkpoints:
     except OSError:
       free = 'nothing'
     return OSError(
-      f'a checkpoint could not be written to {self._folder}, which has {free} free '
-      f'({_first_line(error)}); make room, and the same command goes on from the last one written'
+      f'a checkpoint of {_megabytes(self._size)} could not be written to {self._folder}, which has '
+      f'{free} free ({_first_line(error)}); make room, and the same command goes on from the last one written'
     )
 
   def _empty_trash(self):
@@ -258,6 +260,10 @@ def _by_path(tree: Any) -> dict[str, np.ndarray]:
 def _fingerprint(array: np.ndarray) -> dict[str, Any]:
   data = np.ascontiguousarray(array).view(np.uint8) if array.ndim else array.tobytes()
   return {'shape': list(array.shape), 'dtype': str(array.dtype), 'crc32': zlib.crc32(data)}
+
+
+def _size_of(tree: Any) -> int:
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def _megabytes(size: float) -> str:

@@ -63,8 +63,12 @@ def joined(
     return
   _check(coordinator, num_processes, process_id)
   where = 'the coordinator that the cluster names' if coordinator == AUTO else coordinator
+  # If two come with the same number, JAX aborts without saying so.
+  this = '' if process_id is None else f'process {process_id} of {num_processes}, '
   print(
-    f'waiting up to {initialization_timeout} s for the other processes at {where}', file=sys.stderr
+    f'{this}waiting up to {initialization_timeout} s for the others at {where}; each needs a '
+    '--process_id of its own',
+    file=sys.stderr,
   )
   # JAX aborts with a page of C++ when its own time is up.
   late = threading.Timer(

@@ -245,8 +245,10 @@ def test_a_full_disk_ends_the_run_and_the_checkpoints_before_stay(tmp_path):
   assert run.returncode == 2
   assert 'begun 5' not in run.stdout
   (line,) = run.stderr.splitlines()
-  assert line.startswith(f'error: a checkpoint could not be written to {tmp_path / FOLDER}, which')
-  assert 'MB free' in line
+  assert line.startswith(
+    f'error: a checkpoint of 0.8 MB could not be written to {tmp_path / FOLDER}, '
+  )
+  assert 'MB free (' in line
   newest = steps_of(tmp_path)[-1]
   assert newest in (2, 3)  # The third was being written when the disk became full.
   with Checkpoints(tmp_path) as checkpoints:
