@@ -234,7 +234,8 @@ class Checkpoints:
       free = 'nothing'
     return OSError(
       f'a checkpoint of {_megabytes(self._size)} could not be written to {self._folder}, which has '
-      f'{free} free ({_first_line(error)}); make room, and the same command goes on from the last one written'
+      f'{free} free ({_first_line(error)}); make room, and the same command goes on from the last '
+      'one written'
     )
 
   def _empty_trash(self):
