@@ -189,7 +189,7 @@ def test_loader_processes_end_after_a_run_that_was_killed(tmp_path):
 
 def loader_processes(run):
   listed = subprocess.check_output(
-    ['ps', '-o', 'pid,args', '--ppid', str(run.process.pid)], text=True
+    ['ps', '-ww', '-o', 'pid,args', '--ppid', str(run.process.pid)], text=True
   ).splitlines()
   workers = [int(line.split()[0]) for line in listed if 'spawn_main' in line]
   assert workers, listed

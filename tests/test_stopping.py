@@ -10,6 +10,15 @@ from processes import run_python
 from if_jax.stopping import Stopped, StopSignal
 
 
+@pytest.fixture
+def ctrl_c():
+  """Raises KeyboardInterrupt; a job in the background of a shell would ignore it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('ctrl_c')
 def test_a_signal_is_a_wish_and_a_second_one_is_heeded_at_once(capfd):
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
   with StopSignal() as stop:
