@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from if_jax import cli
 
-MODES = ('train', 'evaluate', 'predict', 'check_data', 'train_inversenet')
+MODES = ('train', 'evaluate', 'predict', 'export', 'check_data', 'train_inversenet')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration (configs/default.py); single keys by --config.KEY=VALUE.'
@@ -19,7 +19,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(MODES)}.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if it is not there.')
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a folder of images.')
-_OUTPUT = flags.DEFINE_string('output', None, 'predict: where to; default: WORKDIR/predictions.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict, export: where to; default: WORKDIR/predictions, WORKDIR/export.'
+)
+_SIZE = flags.DEFINE_string('size', None, 'export: HEIGHTxWIDTH of the images, in pixels.')
 # Several processes, see docs/multi_machine.md.
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, the same for all; auto: ask the cluster.'
@@ -64,6 +67,10 @@ def main() -> int:
     raise ValueError('--input=PATH is missing: an image, a video, or a folder of images')
   if mode == 'predict' and _COORDINATOR.value:
     raise ValueError('--mode=predict runs alone; give each process a folder, without --coordinator')
+  if mode == 'export' and not _SIZE.value:
+    raise ValueError('--size=HEIGHTxWIDTH is missing: of the images, such as --size=512x1024')
+  if mode == 'export' and _COORDINATOR.value:
+    raise ValueError('--mode=export runs alone; leave out --coordinator')
 
   if mode == 'check_data':
     from if_jax.check_data import check_data
@@ -94,6 +101,10 @@ def main() -> int:
       from if_jax.evaluate import evaluate
 
       evaluate(config, workdir)
+    elif mode == 'export':
+      from if_jax.export import export_weights
+
+      export_weights(config, workdir, _SIZE.value, output)
     else:
       from if_jax.predict import predict_paths
 
