@@ -2,6 +2,8 @@
 
 python -m convert --checkpoint=X.pth --model=hrnet18 --output=DIR
 python -m convert --reverse --checkpoint=DIR --model=hrnet18 --output=X.pth
+
+Once the package is installed, `if-jax-convert` is the same command.
 """
 
 import collections
@@ -119,5 +121,10 @@ def _report(
     print(f'Left out on purpose: {len(left_out)} entries of {", ".join(modules)}')
 
 
-if __name__ == '__main__':
+def start() -> None:
+  """Runs the program with the command line's arguments, and exits."""
   cli.run(main)
+
+
+if __name__ == '__main__':
+  start()

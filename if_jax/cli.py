@@ -13,8 +13,13 @@ def run(main: Callable[[], int | None]) -> None:
   Status 0 or what `main` returns, or that of `tell` after an error.
 
   Args:
-    main: the program.
+    main: the program; `--help` shows the text and the flags of its module.
   """
+  # A console command is a script without either.
+  module = sys.modules[main.__module__]
+  sys.modules['__main__'].__doc__ = module.__doc__
+  for flag in flags.FLAGS.get_flags_for_module(module):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
   def guarded(argv):
     try:

@@ -1,0 +1,162 @@
+"""The command line: `if-jax --mode=train --config=camvid --workdir=DIR`.
+
+`python main.py` in a checkout and `python -m if_jax` are the same command.
+"""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from if_jax import cli, configs
+
+MODES = ('train', 'evaluate', 'predict', 'export', 'check_data', 'train_inversenet')
+
+# Where the configurations are that come with the package.
+_CONFIGS = Path(configs.__path__[0])
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'A file or a name, such as camvid; single keys by --config.KEY=VALUE.'
+)
+_MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(MODES)}.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if it is not there.')
+_INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a folder of images.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict, export: where to; default: WORKDIR/predictions, WORKDIR/export.'
+)
+_SIZE = flags.DEFINE_string('size', None, 'export: HEIGHTxWIDTH of the images, in pixels.')
+# Several processes, see docs/multi_machine.md.
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, the same for all; auto: ask the cluster.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_TIMEOUTS = {
+  name: flags.DEFINE_integer(name, seconds, f'Seconds {what}.', lower_bound=1)
+  for name, seconds, what in (
+    ('initialization_timeout', 60, 'to wait for the other processes at the start'),
+    ('heartbeat_timeout', 20, 'after which a silent process counts as dead'),
+    ('shutdown_timeout', 15, 'to wait for the other processes at the end'),
+  )
+}
+
+
+def main() -> int:
+  """Runs the chosen mode and gives the exit status."""
+  mode = _MODE.value
+  if mode not in MODES:
+    close = difflib.get_close_matches(mode, MODES, n=1)
+    hint = f' Did you mean {close[0]}?' if close else ''
+    raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint}')
+  if not _WORKDIR.value and mode != 'check_data':
+    raise ValueError('--workdir=DIR is missing: the folder of the run')
+  # A shell leaves the ~ of --workdir=~/x as it is.
+  workdir, source, output = (
+    flag.value and os.path.expanduser(flag.value) for flag in (_WORKDIR, _INPUT, _OUTPUT)
+  )
+  try:
+    config = _CONFIG.value.lock()  # A file that cannot be loaded raises at its first use.
+  except OSError:
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    names = ', '.join(sorted(file.stem for file in _CONFIGS.glob('[a-z]*.py')))
+    raise ValueError(f'no configuration file {path}; by name, there are {names}') from None
+  if (mode == 'train_inversenet') != ('pairs' in config):
+    raise ValueError(
+      f'--mode={mode} does not go with this configuration: train_inversenet goes with '
+      'configs/inversenet.py and its like, the other modes with the rest of configs/'
+    )
+
+  if mode == 'predict' and not source:
+    raise ValueError('--input=PATH is missing: an image, a video, or a folder of images')
+  if mode == 'predict' and _COORDINATOR.value:
+    raise ValueError('--mode=predict runs alone; give each process a folder, without --coordinator')
+  if mode == 'export' and not _SIZE.value:
+    raise ValueError('--size=HEIGHTxWIDTH is missing: of the images, such as --size=512x1024')
+  if mode == 'export' and _COORDINATOR.value:
+    raise ValueError('--mode=export runs alone; leave out --coordinator')
+
+  if mode == 'check_data':
+    from if_jax.check_data import check_data
+
+    return 1 if check_data(config) else 0
+
+  # Imported late: a mistake above is told at once, and these take seconds.
+  from if_jax import processes
+  from if_jax.compilation_cache import keep_compiled_programs
+
+  keep_compiled_programs()
+  with processes.joined(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    tell=cli.tell,
+    **{name: flag.value for name, flag in _TIMEOUTS.items()},
+  ):
+    if mode == 'train':
+      from if_jax.train import train_and_evaluate
+
+      train_and_evaluate(config, workdir)
+    elif mode == 'train_inversenet':
+      from if_jax.train_inversenet import train_inversenet
+
+      train_inversenet(config, workdir)
+    elif mode == 'evaluate':
+      from if_jax.evaluate import evaluate
+
+      evaluate(config, workdir)
+    elif mode == 'export':
+      from if_jax.export import export_weights
+
+      export_weights(config, workdir, _SIZE.value, output)
+    else:
+      from if_jax.predict import predict_paths
+
+      # 1: some images could not be read.
+      return 1 if predict_paths(config, workdir, source, output) else 0
+  return 0
+
+
+def start() -> None:
+  """Runs the program with the command line's arguments, and exits."""
+  sys.argv[1:] = _with_config_file(sys.argv[1:])
+  cli.run(main)
+
+
+def config_file(name: str) -> str:
+  """Finds a configuration.
+
+  Args:
+    name: a file; or 'camvid', also written 'configs/camvid.py', of those that come with the
+      package. What its `get_config` takes follows a colon: 'cityscapes:hrnet18'.
+  Returns:
+    The file, with what follows the colon. A name that is not known stays as it is.
+  """
+  name, colon, argument = name.partition(':')
+  packaged = _CONFIGS / f'{name.removeprefix("configs/").removesuffix(".py")}.py'
+  if packaged.is_file() and not (name.endswith('.py') and Path(name).is_file()):
+    name = str(packaged)
+  return name + colon + argument
+
+
+def _with_config_file(arguments: list[str]) -> list[str]:
+  """Puts a file in the place of the configuration's name; of a default one if none is named."""
+  if not any(re.match('--?config(=|$)', argument) for argument in arguments):
+    # As the flag's default, it would be read, and wrong keys found, before errors are caught.
+    mode = re.search('--?mode[= ]train_(inversenet)', ' '.join(arguments))
+    arguments = [f'--config={mode[1] if mode else "default"}', *arguments]
+  found = []
+  for argument in arguments:
+    if found and re.fullmatch('--?config', found[-1]):
+      argument = config_file(argument)
+    elif match := re.match('(--?config=)(.+)', argument):
+      argument = match[1] + config_file(match[2])
+    found.append(argument)
+  return found
+
+
+if __name__ == '__main__':
+  start()
