@@ -34,14 +34,19 @@ def run(*command, cwd, timeout=300):
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-  """A wheel of a copy: setuptools would also take what an earlier build left in the checkout."""
+  """A wheel of an sdist of a copy: an earlier build may have left files in the checkout."""
   folder = tmp_path_factory.mktemp('wheel')
   for name in ('if_jax', 'convert', 'configs'):
     skipped = shutil.ignore_patterns('__pycache__')
     shutil.copytree(ROOT / name, folder / 'source' / name, ignore=skipped)
-  for name in ('pyproject.toml', 'requirements.txt', 'README.md', 'LICENSE'):
+  files = ('main.py', 'pyproject.toml', 'MANIFEST.in', 'requirements.txt', 'README.md', 'LICENSE')
+  for name in files:
     shutil.copy(ROOT / name, folder / 'source')
-  _pip('wheel', '--no-build-isolation', '--wheel-dir', folder, folder / 'source', cwd=folder)
+  build = f'from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})'
+  done = run(sys.executable, '-c', build, cwd=folder / 'source')
+  assert done.returncode == 0, done.stderr
+  (sdist,) = folder.glob('*.tar.gz')
+  _pip('wheel', '--no-build-isolation', '--wheel-dir', folder, sdist, cwd=folder)
   (path,) = folder.glob('*.whl')
   return path
 
