@@ -16,7 +16,7 @@ from configs import default
 from if_jax import export
 from if_jax.data.labels import CAMVID
 from if_jax.inference import predict
-from if_jax.models import MODELS, create_model
+from if_jax.models import create_model
 from if_jax.models.hrnet import HRNetSpec
 from if_jax.models.segmenter import Segmenter
 from if_jax.weights import make_card, model_shapes, save_weights
@@ -68,7 +68,7 @@ def assert_equal_outputs(outputs, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('size', [(64, 96), (97, 131)])
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', ['hrnet18', 'hrnet16_slim'])
 def test_outputs_are_those_of_the_network(name, size):
   model = create_model(name)
   variables = draw_variables(model)
@@ -126,3 +126,9 @@ def test_a_size_that_is_missing_is_told(tmp_path):
   assert run.returncode == 2
   assert run.stderr.startswith('error: --size=HEIGHTxWIDTH is missing')
   assert run.stderr.count('\n') == 1
+
+
+def test_a_missing_package_is_told_first(tmp_path, monkeypatch):
+  monkeypatch.setattr(export.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match='needs the package flatbuffers: pip install flatbuffers'):
+    export.export_weights(default.get_config(), str(tmp_path), '64x64')
