@@ -41,8 +41,8 @@ class Setting(NamedTuple):
 
 SETTINGS = {
   'cross_entropy': Setting(
-    'no edge head: what there is without any boundary term',
-    {'model.edge_head': False, 'loss.inversenet': ''},
+    'no boundary term: the edge head stays as it starts, so that all start from the same weights',
+    {'loss.weights.boundary': 0.0, 'loss.weights.attention': 0.0, 'loss.inversenet': ''},
   ),
   'boundary': Setting(
     'an edge head with its cross-entropy',
