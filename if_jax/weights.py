@@ -91,6 +91,12 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
   return unflatten_dict(tensors, sep='/'), card
 
 
+def count_parameters(params: Any) -> str:
+  """How many numbers a tree of arrays holds, in words: '4.02 M parameters'."""
+  count = sum(np.size(x) for x in jax.tree.leaves(params))
+  return f'{count:,} parameters' if count < 1e5 else f'{count / 1e6:.2f} M parameters'
+
+
 def _check_header_size(path: Path) -> None:
   with path.open('rb') as file:
     claimed = int.from_bytes(file.read(8), 'little')
