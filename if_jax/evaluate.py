@@ -210,8 +210,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
   path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
-  print(f'{folder} on {result["images"]} images of {dataset.name} {dataset.split}:')
-  print(f'mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
+  print(f'weights   {folder}, on {result["images"]} images of {dataset.name} {dataset.split}')
+  print(f'numbers   {path}')
+  print(f'pictures  {pictures}')
   return result
 
 

@@ -119,6 +119,7 @@ def run_steps(
         console=processes.console(),
       )
     )
+    stop.show = progress.note if progress.is_bar else None
     batches = enter(
       make_batches(
         start_step=start,
@@ -153,6 +154,7 @@ def run_steps(
     def save_and_exit(step):
       save(step)
       processes.from_first(lambda: checkpoints.wait())
+      progress.update(step)
       print(
         f'stopped after step {step} of {train.num_steps}, which is saved in {workdir}; the same '
         'command goes on from there',

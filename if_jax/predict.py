@@ -156,7 +156,7 @@ def predict_paths(
   introduce(
     Console(stderr=True),
     input=f'{input_path}: {len(inputs)} {"files" if len(inputs) > 1 else "file"}',
-    model=f'from {weights}',
+    model=str(weights),
     device=parallel.describe_devices(),
   )
   run = _Run(predictor, output, kinds)

@@ -39,6 +39,9 @@ class Progress:
     seconds: between two plain lines.
     console: where to; standard error by default.
 
+  Attributes:
+    is_bar: whether the output is a terminal.
+
   Example:
     with Progress('train', total=400, images_per_step=16) as progress:
       for step in range(1, 401):
@@ -62,12 +65,12 @@ class Progress:
     self._images_per_step = images_per_step
     self._seconds = seconds
     self._console = console or Console(stderr=True)
-    self._is_plain = not self._console.is_terminal
+    self.is_bar = self._console.is_terminal
     self._scalars = {}
-    self._note, self._note_since = note, 0.0
+    self._start = time.monotonic()
+    self._note, self._note_since = note, self._start
     self._bar = _Bar(self._lines_beneath, self._console)
     self._task = self._bar.add_task(description, total=total, completed=completed, status='')
-    self._start = time.monotonic()
     # The rate is that of the last updates, so that neither compilation nor a pause lingers in it.
     self._recent = collections.deque(maxlen=20)
     self._next_line = -math.inf
@@ -82,9 +85,12 @@ class Progress:
     self._bar.stop()
 
   def note(self, text: str) -> None:
-    """Says what goes on instead of steps, such as 'compiling'; an update ends it."""
+    """Says what goes on instead of steps, such as 'compiling'; an update ends it.
+
+    With a bar this prints nothing itself, so a signal handler may call it.
+    """
     self._note, self._note_since = text, time.monotonic()
-    if text and self._is_plain:
+    if text and not self.is_bar:
       _print(self._console, f'{self._description}: {text}')
 
   def say(self, text: str) -> None:
@@ -101,7 +107,7 @@ class Progress:
       self._scalars = {name: float(value) for name, value in scalars.items()}
     pace = '  '.join(self._pace(now))
     self._bar.update(self._task, completed=completed, status=pace)
-    if self._is_plain and (now >= self._next_line or completed >= self._total):
+    if not self.is_bar and (now >= self._next_line or completed >= self._total):
       self._next_line = now + self._seconds
       parts = [f'{self._description} {completed}/{self._total}', *self._numbers(), pace]
       _print(self._console, '  '.join(parts).rstrip())

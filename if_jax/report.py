@@ -39,6 +39,9 @@ __all__ = [
   'save_curves',
 ]
 
+# Columns of a class's name that stay, however narrow the terminal.
+_MIN_CLASS_WIDTH = 8
+
 
 def metrics_table(
   result: Mapping[str, np.ndarray | float],
@@ -67,10 +70,15 @@ def metrics_table(
       columns['boundary IoU' if title == 'iou' else title.capitalize()] = result[name]
   if len(class_names) != len(result['iou']):
     raise ValueError(f'{len(class_names)} class names for scores of {len(result["iou"])} classes')
-  table = Table(box=rich.box.MARKDOWN if markdown else rich.box.SIMPLE_HEAD)
-  table.add_column('class')
+  if markdown:
+    table = Table(box=rich.box.MARKDOWN)
+  else:
+    # Narrow: all columns of Cityscapes fit a terminal of 80.
+    table = Table(box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
+  table.add_column('class', no_wrap=True, min_width=_MIN_CLASS_WIDTH)
   for title in columns:
-    table.add_column(title, justify='right', no_wrap=True)
+    # 'boundary IoU' may take two lines.
+    table.add_column(title, justify='right', no_wrap=' ' not in title)
   for i, class_name in enumerate(class_names):
     table.add_row(escape(class_name), *(_percent(scores[i]) for scores in columns.values()))
   if not markdown:
@@ -97,7 +105,9 @@ def print_table(
   """
   console = console or Console()
   table = metrics_table(result, class_names, markdown=not console.is_terminal)
-  if not console.is_terminal:
+  if console.is_terminal:
+    console.print()
+  else:
     console = Console(file=console.file, width=1000, color_system=None)
   console.print(table)
   console.print(

@@ -183,3 +183,5 @@ def _check(config: ConfigDict) -> None:
   if not 0 <= train.ema_decay < 1:
     raise ValueError(f'config.train.ema_decay={train.ema_decay}; give 0 (none) to below 1')
   Augmentation(**config.augment)
+  # A wrong name is told before a data set is prepared.
+  model_from_config(config, num_classes=1)

@@ -99,4 +99,4 @@ def test_a_line_that_stays_is_above_the_bar():
     progress.update(1)
     progress.say('step 1: mIoU 41.20 %')
   before, said, after = console.file.getvalue().partition('step 1: mIoU 41.20 %')
-  assert '1/3' in before and said and '1/3' in after
+  assert 'train' in before and said and '1/3' in after

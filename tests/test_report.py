@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
+from if_jax.data.labels import CITYSCAPES
 from if_jax.metrics import BoundaryMetrics, iou_from_confusion
 from if_jax.report import (
   MetricWriter,
@@ -179,6 +180,19 @@ def test_table_on_a_terminal_has_style_and_no_boundary_columns_without_scores():
   text = printed(scores(boundary=False), force_terminal=True, width=80)
   assert '\x1b[1m' in text and '|' not in text
   assert 'boundary' not in text and 'F@' not in text
+
+
+def test_the_table_of_cityscapes_fits_a_terminal_of_80():
+  names = CITYSCAPES.class_names
+  ones = np.ones(len(names))
+  columns = ['iou', 'precision', 'recall', 'boundary_iou_per_class']
+  columns += [f'boundary_f@{tolerance}px_per_class' for tolerance in (1, 2, 3, 5)]
+  means = dict.fromkeys(('miou', 'pixel_accuracy', 'frequency_weighted_iou'), 1.0)
+  console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+  print_table(dict.fromkeys(columns, ones) | means, names, console)
+  lines = [line.split() for line in console.file.getvalue().splitlines()]
+  for name in (*names, 'mean'):
+    assert [*name.split(), *['100.00'] * len(columns)] in lines
 
 
 def test_a_class_name_is_no_markup():
