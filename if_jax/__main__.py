@@ -163,8 +163,8 @@ def _show_help(own_flags: Sequence[flags.Flag], config: ConfigDict | None) -> No
     # Others change what default.py has; its comments say what a key is.
     is_whole = 'ConfigDict()' in file.read_text(encoding='utf-8')
     reasons = usage.key_reasons(file if is_whole else _CONFIGS / 'default.py')
-    title = f'The keys of {file}, with their values; each is set by --config.KEY=VALUE.'
-    usage.show(title, usage.key_sections(config, reasons))
+    title = f'{usage.docstring(file)}\n\nIts keys, each set by --config.KEY=VALUE:'
+    usage.show(title.strip(), usage.key_sections(config, reasons))
     return
   usage.show(
     'Boundary-aware semantic segmentation in JAX.\n\n'

@@ -40,7 +40,7 @@ class Progress:
     console: where to; standard error by default.
 
   Attributes:
-    is_bar: whether the output is a terminal.
+    is_bar: whether there is a bar: the output is a terminal.
 
   Example:
     with Progress('train', total=400, images_per_step=16) as progress:
@@ -65,7 +65,7 @@ class Progress:
     self._images_per_step = images_per_step
     self._seconds = seconds
     self._console = console or Console(stderr=True)
-    self.is_bar = self._console.is_terminal
+    self.is_bar = self._console.is_terminal and not self._console.quiet
     self._scalars = {}
     self._start = time.monotonic()
     self._note, self._note_since = note, self._start
@@ -156,7 +156,7 @@ class _Bar(ProgressBar):
       # Drawing costs time that a computation on few cores could use.
       refresh_per_second=4,
       expand=True,
-      disable=not console.is_terminal,
+      disable=not console.is_terminal or console.quiet,
     )
 
   def get_renderables(self) -> Iterator[RenderableType]:

@@ -76,8 +76,13 @@ def flag_rows(of_module: Iterable[flags.Flag]) -> Rows:
 def config_rows(folder: Path) -> Rows:
   """A row for each configuration in a folder: its name, and how its docstring begins."""
   for file in sorted(folder.glob('[a-z]*.py')):
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or ''
-    yield f'  {file.stem}', docstring.partition('\n')[0]
+    yield f'  {file.stem}', docstring(file).partition('\n')[0]
+
+
+def docstring(file: Path) -> str:
+  """What a Python file says of itself, each paragraph as one line."""
+  text = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or ''
+  return re.sub(r'(?<!\n)\n(?!\n)', ' ', text)
 
 
 def key_sections(config: ConfigDict, reasons: dict[str, str]) -> list[tuple[str, Rows]]:
@@ -96,7 +101,11 @@ def key_sections(config: ConfigDict, reasons: dict[str, str]) -> list[tuple[str,
 
 
 def _key_rows(
-  group: ConfigDict, reasons: dict[str, str], path: str, inner: str = '', left_out: Rows = ()
+  group: ConfigDict,
+  reasons: dict[str, str],
+  path: str,
+  inner: str = '',
+  left_out: Sequence[str] = (),
 ) -> Rows:
   order = list(reasons)
 
