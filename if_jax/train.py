@@ -20,7 +20,14 @@ from if_jax.optimizers import make_optimizer, make_schedule
 from if_jax.report import introduce, read_metrics, save_curves
 from if_jax.settings import load_split, loss_from_config, model_from_config
 from if_jax.train_step import TrainState, train_step
-from if_jax.weights import count_parameters, load_weights, make_card, merge_weights, save_weights
+from if_jax.weights import (
+  count_parameters,
+  load_weights,
+  make_card,
+  merge_weights,
+  save_weights,
+  weights_file,
+)
 
 # Settings that may differ when a run goes on.
 _FREE_TO_CHANGE = ('data.root', 'data.cache_dir', 'data.num_workers', 'eval.', 'model.remat')
@@ -42,18 +49,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
   _check(config)
-  train_set = load_split(config, config.data.train_split)
-  eval_set = load_split(config, config.data.eval_split)
-  console = processes.console()
-  introduce(
-    console,
-    data=f'{config.data.name}: {len(train_set)} images to train on, {len(eval_set)} to evaluate on',
-  )
-  centroids = ()
-  if config.data.class_uniform:
-    centroids = class_centroids(train_set, config.augment.crop_size)
-  processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
-  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   schedule = make_schedule(
     config.optimizer.learning_rate,
     config.train.num_steps,
@@ -68,6 +63,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   )
   optimizer = freeze_updates(optimizer, config.train.freeze)
   loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.AXIS))
+  train_set = load_split(config, config.data.train_split)
+  eval_set = load_split(config, config.data.eval_split)
+  console = processes.console()
+  introduce(
+    console,
+    data=f'{config.data.name}: {len(train_set)} images to train on, {len(eval_set)} to evaluate on',
+  )
+  centroids = ()
+  if config.data.class_uniform:
+    centroids = class_centroids(train_set, config.augment.crop_size)
+  processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
+  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   step_fn = functools.partial(
     train_step,
     model=model,
@@ -170,7 +177,7 @@ def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
 
 
 def _check(config: ConfigDict) -> None:
-  """Raises ValueError for what would go wrong only after minutes."""
+  """Raises ValueError for what would go wrong only after minutes, of preparing the data first."""
   check_steps(config)
   train, num_devices = config.train, parallel.num_devices()
   if train.accumulation < 1:
@@ -183,5 +190,6 @@ def _check(config: ConfigDict) -> None:
   if not 0 <= train.ema_decay < 1:
     raise ValueError(f'config.train.ema_decay={train.ema_decay}; give 0 (none) to below 1')
   Augmentation(**config.augment)
-  # A wrong name is told before a data set is prepared.
   model_from_config(config, num_classes=1)
+  if config.init_from:
+    weights_file(config.init_from)
