@@ -134,7 +134,7 @@ def _config() -> ConfigDict:
 
     path = config_flags.get_config_filename(flags.FLAGS['config'])
     names = sorted(file.stem for file in _CONFIGS.glob('[a-z]*.py'))
-    close = hint(Path(path).stem, names)
+    close = hint(Path(path.partition(':')[0]).stem, names)
     raise ValueError(
       f'no configuration file {path}; by name, there are {", ".join(names)}.{close}'
     ) from None
@@ -159,7 +159,7 @@ def _show_help(own_flags: Sequence[flags.Flag], config: ConfigDict | None) -> No
 
   command = usage.program()
   if config is not None:
-    file = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+    file = Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0])
     # Others change what default.py has; its comments say what a key is.
     is_whole = 'ConfigDict()' in file.read_text(encoding='utf-8')
     reasons = usage.key_reasons(file if is_whole else _CONFIGS / 'default.py')

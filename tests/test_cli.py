@@ -78,6 +78,13 @@ def test_a_wrong_key_in_a_file_is_told_with_the_file(tmp_path):
   assert 'Did you mean "batch_size"' in run.stderr and run.stderr.count('\n') == 1
 
 
+def test_help_of_a_configuration_with_a_choice_shows_that():
+  run = run_main('--config=cityscapes:ocrnet48_hms', '-h')
+  assert run.returncode == 0, run.stderr
+  assert re.search(r'^  name +ocrnet48_hms ', run.stdout, re.M)
+  assert re.search(r'^  segmentation +rmi ', run.stdout, re.M)
+
+
 def test_keys_may_come_before_their_configuration():
   run = run_main('--config.seed=77', '--config', 'demo', '--help')
   assert run.returncode == 0
