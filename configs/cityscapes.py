@@ -8,14 +8,20 @@ InverseForm's release; how that trained its checkpoints is not public. Both reci
 pretrained weights as `init_from`. Not run here: training needs accelerators and the data set.
 """
 
+import difflib
+
 from ml_collections import ConfigDict
 
 from if_jax.configs import default
 
 _NUM_IMAGES = 2975
+_MODELS = ('hrnet18', 'hrnet16_slim', 'ocrnet48', 'ocrnet48_hms')
 
 
 def get_config(model: str = 'hrnet18') -> ConfigDict:
+  if model not in _MODELS:
+    close = ''.join(f' Did you mean {m}?' for m in difflib.get_close_matches(model, _MODELS, n=1))
+    raise ValueError(f'no network {model!r}; there are {", ".join(_MODELS)}.{close}')
   config = default.get_config()
   config.model.name = model
   config.data.name = 'cityscapes'

@@ -3,26 +3,37 @@
 `python main.py` in a checkout and `python -m if_jax` are the same command.
 """
 
-import difflib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from if_jax import cli, configs
 
-MODES = ('train', 'evaluate', 'predict', 'export', 'check_data', 'train_inversenet')
+# What each does, and what it needs beside --workdir.
+MODES = {
+  'train': 'Trains a network and evaluates it on the way; goes on where it was interrupted.',
+  'evaluate': 'Scores weights on a data set: a table of classes, evaluation.json, pictures.',
+  'predict': 'Labels --input: an image, a video, or a folder of them.',
+  'export': 'Writes a network for images of --size as StableHLO, which runs without this package.',
+  'check_data': 'Tells all that is wrong with the files of a data set; needs no --workdir.',
+  'train_inversenet': 'Trains the inverse network of the InverseForm loss; --config=inversenet.',
+}
 
 # Where the configurations are that come with the package.
 _CONFIGS = Path(configs.__path__[0])
 
+# Not --config.KEY.
+_CONFIG_FLAG = re.compile('--?config(=|$)')
+
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file or a name, such as camvid; single keys by --config.KEY=VALUE.'
 )
-_MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(MODES)}.')
+_MODE = flags.DEFINE_string('mode', 'train', 'What to do, one of the modes.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if it is not there.')
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a folder of images.')
 _OUTPUT = flags.DEFINE_string(
@@ -49,21 +60,16 @@ def main() -> int:
   """Runs the chosen mode and gives the exit status."""
   mode = _MODE.value
   if mode not in MODES:
-    close = difflib.get_close_matches(mode, MODES, n=1)
-    hint = f' Did you mean {close[0]}?' if close else ''
-    raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint}')
+    from if_jax.mistakes import hint
+
+    raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint(mode, MODES)}')
   if not _WORKDIR.value and mode != 'check_data':
-    raise ValueError('--workdir=DIR is missing: the folder of the run')
+    raise ValueError('--workdir=DIR is missing: the folder of the run; --help lists the flags')
   # A shell leaves the ~ of --workdir=~/x as it is.
   workdir, source, output = (
     flag.value and os.path.expanduser(flag.value) for flag in (_WORKDIR, _INPUT, _OUTPUT)
   )
-  try:
-    config = _CONFIG.value.lock()  # A file that cannot be loaded raises at its first use.
-  except OSError:
-    path = config_flags.get_config_filename(flags.FLAGS['config'])
-    names = ', '.join(sorted(file.stem for file in _CONFIGS.glob('[a-z]*.py')))
-    raise ValueError(f'no configuration file {path}; by name, there are {names}') from None
+  config = _config()
   if (mode == 'train_inversenet') != ('pairs' in config):
     raise ValueError(
       f'--mode={mode} does not go with this configuration: train_inversenet goes with '
@@ -120,10 +126,61 @@ def main() -> int:
   return 0
 
 
+def _config() -> ConfigDict:
+  try:
+    return _CONFIG.value.lock()  # A file that cannot be loaded raises at its first use.
+  except OSError:
+    from if_jax.mistakes import hint
+
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    names = sorted(file.stem for file in _CONFIGS.glob('[a-z]*.py'))
+    close = hint(Path(path.partition(':')[0]).stem, names)
+    raise ValueError(
+      f'no configuration file {path}; by name, there are {", ".join(names)}.{close}'
+    ) from None
+
+
 def start() -> None:
   """Runs the program with the command line's arguments, and exits."""
+  is_chosen = any(_CONFIG_FLAG.match(argument) for argument in sys.argv[1:])
   sys.argv[1:] = _with_config_file(sys.argv[1:])
-  cli.run(main)
+
+  def show_help(own_flags):
+    try:
+      _show_help(own_flags, _config() if is_chosen else None)
+    except ValueError as error:
+      return cli.tell(error)
+
+  cli.run(main, show_help)
+
+
+def _show_help(own_flags: Sequence[flags.Flag], config: ConfigDict | None) -> None:
+  from if_jax import usage
+
+  command = usage.program()
+  if config is not None:
+    file = Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0])
+    # Others change what default.py has; its comments say what a key is.
+    is_whole = 'ConfigDict()' in file.read_text(encoding='utf-8')
+    reasons = usage.key_reasons(file if is_whole else _CONFIGS / 'default.py')
+    title = f'{usage.docstring(file)}\n\nIts keys, each set by --config.KEY=VALUE:'
+    usage.show(title.strip(), usage.key_sections(config, reasons))
+    return
+  usage.show(
+    'Boundary-aware semantic segmentation in JAX.\n\n'
+    f'{command} --mode=MODE --config=CONFIG --workdir=DIR [--config.KEY=VALUE ...]',
+    [
+      ('Modes', [(f'  {mode}', text) for mode, text in MODES.items()]),
+      ('Configurations', usage.config_rows(_CONFIGS)),
+      ('Flags', usage.flag_rows(own_flags)),
+    ],
+    [
+      f'{command} --config=CONFIG --help lists the keys of a configuration, --helpfull also the '
+      'flags of the libraries.',
+      'Exit status: 0 success, 1 failure, 2 a mistake in what was asked, 130 Ctrl-C, 143 stopped '
+      'by a signal with the state saved.',
+    ],
+  )
 
 
 def config_file(name: str) -> str:
@@ -144,18 +201,21 @@ def config_file(name: str) -> str:
 
 def _with_config_file(arguments: list[str]) -> list[str]:
   """Puts a file in the place of the configuration's name; of a default one if none is named."""
-  if not any(re.match('--?config(=|$)', argument) for argument in arguments):
+  if not any(_CONFIG_FLAG.match(argument) for argument in arguments):
     # As the flag's default, it would be read, and wrong keys found, before errors are caught.
     mode = re.search('--?mode[= ]train_(inversenet)', ' '.join(arguments))
     arguments = [f'--config={mode[1] if mode else "default"}', *arguments]
-  found = []
-  for argument in arguments:
-    if found and re.fullmatch('--?config', found[-1]):
-      argument = config_file(argument)
-    elif match := re.match('(--?config=)(.+)', argument):
-      argument = match[1] + config_file(match[2])
-    found.append(argument)
-  return found
+  chosen, others = [], []
+  rest = iter(arguments)
+  for argument in rest:
+    match = _CONFIG_FLAG.match(argument)
+    name = match and (argument[match.end() :] if match[1] else next(rest, None))
+    if name is None:
+      others.append(argument)
+    else:
+      chosen.append(f'--config={config_file(name)}')
+  # ml_collections wants it before its keys.
+  return chosen + others
 
 
 if __name__ == '__main__':

@@ -76,7 +76,7 @@ def _check_files(config: ConfigDict, split: str) -> _Split:
   except OSError as error:
     return _Split(split, label_set, [], [str(error)], [])
   examine_one = functools.partial(examine_pair, label_set=label_set)
-  findings = _examine(config, split, examine_one, [*found.pairs, *found.alone])
+  findings = examine(f'{config.data.name} {split}', examine_one, [*found.pairs, *found.alone])
   problems = [*found.problems, *(problem for x in findings for problem in x.problems)]
   unread = collections.defaultdict(list)
   for path in found.unread:
@@ -97,7 +97,8 @@ def _check_examples(config: ConfigDict, split: str) -> _Split:
     indices = range(len(dataset))
   except (OSError, ValueError) as error:  # A file of TFDS's is gone or cut off.
     return _Split(split, dataset.label_set, [], [str(error)], [])
-  findings = _examine(config, split, functools.partial(_examine_example, dataset), indices)
+  examine_one = functools.partial(_examine_example, dataset)
+  findings = examine(f'{config.data.name} {split}', examine_one, indices)
   problems = [problem for x in findings for problem in x.problems]
   return _Split(split, dataset.label_set, findings, problems, [])
 
@@ -111,13 +112,6 @@ def _examine_example(dataset: Dataset, index: int) -> Finding:
       finding.see_image(example['image'], f'{name} (image)')
     finding.see_label(example['label'], f'{name} (label)', dataset.label_set)
   return finding
-
-
-def _examine(config: ConfigDict, split: str, examine_one, items: Sequence) -> list[Finding]:
-  what = f'{config.data.name} {split}'
-  if not sys.stderr.isatty():
-    print(f'Checking {what}: {len(items)} images and labels', file=sys.stderr, flush=True)
-  return examine(what, examine_one, items)
 
 
 def _repeated(splits: Sequence[_Split]) -> Iterator[str]:

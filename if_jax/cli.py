@@ -1,25 +1,32 @@
 """What the command lines share: an error is told in one sentence, by the exit status its kind."""
 
+import functools
+import re
 import sys
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(
+  main: Callable[[], int | None],
+  show_help: Callable[[Sequence[flags.Flag]], int | None] | None = None,
+) -> None:
   """Runs a program whose flags are defined, and exits.
 
   Status 0 or what `main` returns, or that of `tell` after an error.
 
   Args:
-    main: the program; `--help` shows the text and the flags of its module.
+    main: the program.
+    show_help: what --help does, given the flags of the module of `main`, once all flags are parsed;
+      None: shows the text of that module, and its flags.
   """
-  # A console command is a script without either.
   module = sys.modules[main.__module__]
+  # For --helpfull, which is absl's; a console command is a script without a text.
   sys.modules['__main__'].__doc__ = module.__doc__
-  for flag in flags.FLAGS.get_flags_for_module(module):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  own = [flag for flag in flags.FLAGS.get_flags_for_module(module) if '.' not in flag.name]
 
   def guarded(argv):
     try:
@@ -30,7 +37,8 @@ def run(main: Callable[[], int | None]) -> None:
       return tell(error)
 
   logging.set_verbosity(logging.WARNING)
-  app.run(guarded, flags_parser=_parse)
+  show_help = show_help or functools.partial(_show_module, module)
+  app.run(guarded, flags_parser=lambda argv: _parse(argv, own, show_help))
 
 
 def tell(error: BaseException) -> int:
@@ -64,15 +72,28 @@ def tell(error: BaseException) -> int:
   return status
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(
+  argv: list[str],
+  own: Sequence[flags.Flag],
+  show_help: Callable[[Sequence[flags.Flag]], int | None],
+) -> list[str]:
+  # absl's own --help is obeyed before the flags that follow it are known.
+  without = [
+    argument for argument in argv if not re.fullmatch(r'--?(help|helpshort|h|\?)', argument)
+  ]
   try:
-    return flags.FLAGS(argv)
-  # A wrong value is a TypeError or ValueError; a wrong key of a configuration is one of these:
-  except (AttributeError, KeyError) as error:
-    # ml_collections wraps an error in an error, and a KeyError's text is the repr of its text.
-    while error.args and isinstance(error.args[0], Exception):
-      error = error.args[0]
-    key = ' '.join(str(error.args[0] if error.args else '').split())
-    sys.exit(tell(ValueError(f'the configuration has no key {key}')))
-  except (flags.Error, OSError, TypeError, ValueError) as error:
-    sys.exit(tell(ValueError(str(error))))
+    rest = flags.FLAGS(without)
+  except (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError) as error:
+    from if_jax import mistakes
+
+    text = mistakes.sentence(error, argv, [flag.name for flag in own])
+    sys.exit(tell(ValueError(text)))
+  if without != argv:
+    sys.exit(show_help(own))
+  return rest
+
+
+def _show_module(module: types.ModuleType, own: Sequence[flags.Flag]) -> None:
+  from if_jax import usage
+
+  usage.show(module.__doc__.strip(), [('Flags', usage.flag_rows(own))])

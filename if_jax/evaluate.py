@@ -18,10 +18,10 @@ from if_jax.data.pipeline import eval_examples
 from if_jax.inference import predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
-from if_jax.report import Progress, contact_sheet, print_table
+from if_jax.report import Progress, contact_sheet, introduce, print_table
 from if_jax.settings import load_split, looks_from_config, model_from_card, weights_folder
 from if_jax.stopping import Watchdog
-from if_jax.weights import check_fits, label_set_of, load_weights
+from if_jax.weights import check_fits, count_parameters, label_set_of, load_weights
 
 # Batches that the devices may still be working on while the host scores earlier ones.
 _BATCHES_UNDER_WAY = 2
@@ -183,9 +183,15 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
       rows[example['index']] = example['name'], sheet_row(image, labels, outputs, dataset.label_set)
 
   console = processes.console()
+  introduce(
+    console,
+    data=f'{dataset.name} {dataset.split}: {len(dataset)} images',
+    model=f'{card["model"]}: {count_parameters(variables["params"])}, from {folder}',
+    device=parallel.describe_devices(),
+  )
   share = len(range(jax.process_index(), len(dataset), jax.process_count()))
   with (
-    Progress('evaluate', share, console=console) as progress,
+    Progress('evaluate', share, note='compiling the network', console=console) as progress,
     Watchdog(config.train.step_timeout) as watchdog,
   ):
     result = evaluator(
@@ -204,8 +210,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
   path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
-  print(f'{folder} on {result["images"]} images of {dataset.name} {dataset.split}:')
-  print(f'mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
+  print(f'weights   {folder}, on {result["images"]} images of {dataset.name} {dataset.split}')
+  print(f'numbers   {path}')
+  print(f'pictures  {pictures}')
   return result
 
 

@@ -34,6 +34,13 @@ _FREE_TO_CHANGE = (
   'train.log_every',
   'train.step_timeout',
 )
+# Of the metrics of a step, by how their names begin: losses of further outputs, see `joint_loss`.
+_SIDE_TERMS = ('aux_', 'scale_')
+_SKIPPED = 'skipped_steps'
+
+
+def _in_words(scores: Mapping[str, float]) -> str:
+  return '  '.join(f'{name.replace("_", " ")} {score:.4g}' for name, score in scores.items())
 
 
 def run_steps(
@@ -46,6 +53,7 @@ def run_steps(
   workdir: str,
   schedule: Callable[[int], float],
   free_to_change: tuple[str, ...] = (),
+  in_words: Callable[[Mapping[str, float]], str] = _in_words,
 ) -> Any:
   """Takes the steps of a training that are still to take.
 
@@ -66,6 +74,7 @@ def run_steps(
     workdir: made if it is not there.
     schedule: step to learning rate, to be written.
     free_to_change: keys of `config`, or how they begin, that may differ when a run goes on.
+    in_words: of the scores of an evaluation, what is shown.
   Returns:
     The last state, on the devices.
   Raises:
@@ -102,9 +111,15 @@ def run_steps(
     state = parallel.replicate(state)
     progress = enter(
       Progress(
-        'train', train.num_steps, images_per_step=train.batch_size, console=processes.console()
+        'train',
+        train.num_steps,
+        completed=start,
+        images_per_step=train.batch_size,
+        note='loading the first images',
+        console=processes.console(),
       )
     )
+    stop.show = progress.note if progress.is_bar else None
     batches = enter(
       make_batches(
         start_step=start,
@@ -122,11 +137,14 @@ def run_steps(
         writer.write(step, scalars, prefix)
 
     def evaluate_at(step):
+      progress.note(f'evaluating at step {step}')
       try:
         with stop.at_once():
-          write(step, evaluate(step, state, watchdog.beat), 'val')
+          scores = evaluate(step, state, watchdog.beat)
+          write(step, scores, 'val')
       except Stopped:
         save_and_exit(step)
+      progress.say(f'step {step}: {in_words(scores)}')
       watchdog.beat()
 
     def save(step):
@@ -136,6 +154,7 @@ def run_steps(
     def save_and_exit(step):
       save(step)
       processes.from_first(lambda: checkpoints.wait())
+      progress.update(step)
       print(
         f'stopped after step {step} of {train.num_steps}, which is saved in {workdir}; the same '
         'command goes on from there',
@@ -151,12 +170,19 @@ def run_steps(
     # The rate is that of the steps alone, since one of these was due.
     pauses = train.log_every, train.checkpoint_every, train.eval_every
     timed_from, timed_since = start, time.perf_counter()
+    # Metrics that are written are of a later step than those that are waited for.
+    latest_shown = start
     for step in range(start + 1, train.num_steps + 1):
-      state, metrics = step_fn(state, next(batches))
+      batch = next(batches)
+      if step == start + 1:
+        progress.note('compiling the training step')
+      state, metrics = step_fn(state, batch)
       under_way.append((step, metrics['skipped_steps']))
       while len(under_way) > (parallel.MAX_STEPS_AHEAD if step < train.num_steps else 0):
         done, skipped = under_way.popleft()
         skipped_steps.update(done, int(skipped))
+        if latest_shown < done < train.num_steps:
+          progress.update(done)
       watchdog.beat()
       if is_due(step, train.log_every):
         scalars = parallel.fetch(metrics)
@@ -165,7 +191,8 @@ def run_steps(
         images = (step - timed_from) * train.batch_size
         scalars['images_per_second'] = images / (time.perf_counter() - timed_since)
         write(step, scalars, 'train')
-        progress.update(step, {'loss': scalars['loss']})
+        progress.update(step, _shown(scalars))
+        latest_shown = step
       if stop.reached(step):
         save_and_exit(step)
       # Before the evaluation: whatever ends that, the steps are kept.
@@ -176,6 +203,18 @@ def run_steps(
       if any(is_due(step, every) for every in pauses):
         timed_from, timed_since = step, time.perf_counter()
   return state
+
+
+def _shown(scalars: Mapping[str, float]) -> dict[str, float]:
+  """The loss, its terms and the learning rate, of all that is written."""
+  left_out = ('gradient_norm', 'images_per_second', 'learning_rate')
+  terms = {
+    name: value
+    for name, value in scalars.items()
+    # Those of side outputs are many; skipped steps are rare.
+    if name not in left_out and not name.startswith(_SIDE_TERMS) and (name != _SKIPPED or value)
+  }
+  return {'loss': scalars['loss']} | terms | {'learning rate': scalars['learning_rate']}
 
 
 def check_steps(config: ConfigDict) -> None:

@@ -30,6 +30,13 @@ def num_local_devices() -> int:
   return jax.local_device_count()
 
 
+def describe_devices() -> str:
+  """'2 x NVIDIA H100', or '8 x TPU v4 in 2 processes'."""
+  processes = jax.process_count()
+  suffix = f' in {processes} processes' if processes > 1 else ''
+  return f'{num_devices()} x {jax.devices()[0].device_kind}{suffix}'
+
+
 def pmap(step: Callable, *, num_constants: int = 0, donate_state: bool = False) -> Callable:
   """Makes a step of one device into one of all devices, of all processes.
 

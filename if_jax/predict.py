@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from if_jax import parallel
 from if_jax.data.decode import decode_image
@@ -17,7 +18,7 @@ from if_jax.data.pairs import IMAGE_ENDINGS, find_files
 from if_jax.evaluate import by_size
 from if_jax.inference import predict
 from if_jax.outputs import KINDS, check_kinds, draw_output, save_outputs
-from if_jax.report import Progress
+from if_jax.report import Progress, introduce
 from if_jax.settings import looks_from_config, model_from_card, weights_folder
 from if_jax.video import VIDEO_ENDINGS, VideoReader, VideoWriter
 from if_jax.weights import check_fits, label_set_of, load_weights
@@ -37,6 +38,8 @@ _FEW_SIZES = 3
 _THREADS = min(8, os.cpu_count() or 1)
 # Pixels; smaller pictures, such as the dots of web pages, vanish on the way through the network.
 _MIN_SIDE = 16
+# What goes on until the first picture is there.
+_COMPILING = 'loading, and compiling for this size'
 # Classes that the summary names.
 _NUM_SHARES = 5
 
@@ -142,13 +145,20 @@ def predict_paths(
   """
   output = Path(output or Path(workdir, 'predictions'))
   inputs = find_inputs(Path(input_path), output)
-  predictor = Predictor(weights_folder(config, workdir), config)
+  weights = weights_folder(config, workdir)
+  predictor = Predictor(weights, config)
   kinds = tuple(config.eval.save) or _KINDS + ('edges',) * predictor.edge_head
   check_kinds(kinds, edge_head=predictor.edge_head, labelled=False)
   try:
     output.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ValueError(f'--output={output} cannot be made a folder: {error.strerror}') from None
+  introduce(
+    Console(stderr=True),
+    input=f'{input_path}: {len(inputs)} {"files" if len(inputs) > 1 else "file"}',
+    model=str(weights),
+    device=parallel.describe_devices(),
+  )
   run = _Run(predictor, output, kinds)
   images = {name: path for name, path in inputs.items() if not _is_video(path)}
   if images:
@@ -234,7 +244,7 @@ class _Run:
       self._save(example, outputs, self._kinds)
       return self._count(outputs)
 
-    with Progress('predict', len(inputs)) as progress:
+    with Progress('predict', len(inputs), note=_COMPILING) as progress:
       for pixels in _ahead(write, self._predictor.stream(readable())):
         self.pixels += pixels
         self.done += 1
@@ -258,7 +268,7 @@ class _Run:
     )
     done = 0
     with contextlib.ExitStack() as stack:
-      progress = stack.enter_context(Progress('predict frames', video.num_frames))
+      progress = stack.enter_context(Progress('predict frames', video.num_frames, note=_COMPILING))
       writers = [VideoWriter(self._output / kind / f'{name}.mp4', video.rate) for kind in drawn]
       for writer in writers:
         stack.callback(writer.close)

@@ -1,8 +1,6 @@
-"""What people see of a run: tables, metrics on disk, progress; pictures come from next door."""
+"""What people see of a run: tables and metrics on disk; pictures, progress come from next door."""
 
-import collections
 import contextlib
-import datetime
 import json
 import math
 import os
@@ -17,8 +15,6 @@ from jax.typing import ArrayLike
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -26,6 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from if_jax.curves import PANELS, learning_curves, read_metrics
 from if_jax.pictures import colorize, contact_sheet, error_map, overlay
+from if_jax.progress import Progress, introduce
 
 __all__ = [
   'MetricWriter',
@@ -33,6 +30,7 @@ __all__ = [
   'colorize',
   'contact_sheet',
   'error_map',
+  'introduce',
   'learning_curves',
   'metrics_table',
   'overlay',
@@ -40,6 +38,9 @@ __all__ = [
   'read_metrics',
   'save_curves',
 ]
+
+# Columns of a class's name that stay, however narrow the terminal.
+_MIN_CLASS_WIDTH = 8
 
 
 def metrics_table(
@@ -69,10 +70,15 @@ def metrics_table(
       columns['boundary IoU' if title == 'iou' else title.capitalize()] = result[name]
   if len(class_names) != len(result['iou']):
     raise ValueError(f'{len(class_names)} class names for scores of {len(result["iou"])} classes')
-  table = Table(box=rich.box.MARKDOWN if markdown else rich.box.SIMPLE_HEAD)
-  table.add_column('class')
+  if markdown:
+    table = Table(box=rich.box.MARKDOWN)
+  else:
+    # Narrow: all columns of Cityscapes fit a terminal of 80.
+    table = Table(box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
+  table.add_column('class', no_wrap=True, min_width=_MIN_CLASS_WIDTH)
   for title in columns:
-    table.add_column(title, justify='right', no_wrap=True)
+    # 'boundary IoU' may take two lines.
+    table.add_column(title, justify='right', no_wrap=' ' not in title)
   for i, class_name in enumerate(class_names):
     table.add_row(escape(class_name), *(_percent(scores[i]) for scores in columns.values()))
   if not markdown:
@@ -99,7 +105,9 @@ def print_table(
   """
   console = console or Console()
   table = metrics_table(result, class_names, markdown=not console.is_terminal)
-  if not console.is_terminal:
+  if console.is_terminal:
+    console.print()
+  else:
     console = Console(file=console.file, width=1000, color_system=None)
   console.print(table)
   console.print(
@@ -216,89 +224,3 @@ def save_curves(workdir: str | os.PathLike, panels: Mapping[str, Sequence[str]] 
   """Draws what `metrics.jsonl` holds into `curves.png`, see `learning_curves`."""
   curves = learning_curves(pathlib.Path(workdir, 'metrics.jsonl'), panels)
   Image.fromarray(curves).save(pathlib.Path(workdir, 'curves.png'))
-
-
-class Progress:
-  """Shows how far a loop is, its numbers, its rate and the time it still needs.
-
-  On a terminal a bar that moves; elsewhere, such as in a log file, a plain line at the first
-  update, then every `seconds`, and at the end.
-
-  Args:
-    description: a word or two to stand in front, such as 'train'.
-    total: how many steps (or images) make a whole.
-    images_per_step: turns steps into images per second.
-    seconds: between two plain lines.
-    console: where to; standard error by default.
-
-  Example:
-    with Progress('train', total=400, images_per_step=16) as progress:
-      for step in range(1, 401):
-        progress.update(step, {'loss': 0.31})
-  """
-
-  def __init__(
-    self,
-    description: str,
-    total: int,
-    *,
-    images_per_step: int = 1,
-    seconds: float = 15.0,
-    console: Console | None = None,
-  ):
-    self._description = description
-    self._total = total
-    self._images_per_step = images_per_step
-    self._seconds = seconds
-    self._console = console or Console(stderr=True)
-    self._bar = ProgressBar(
-      TextColumn('{task.description}'),
-      BarColumn(bar_width=30),
-      MofNCompleteColumn(),
-      TextColumn('{task.fields[status]}'),
-      console=self._console,
-      disable=not self._console.is_terminal,
-    )
-    self._task = self._bar.add_task(description, total=total, status='')
-    self._scalars = {}
-    self._start = time.monotonic()
-    # The rate is that of the last updates, so that neither compilation nor a pause lingers in it.
-    self._recent = collections.deque(maxlen=20)
-    self._next_line = -math.inf
-
-  def __enter__(self) -> 'Progress':
-    self._bar.start()
-    return self
-
-  def __exit__(self, *exception) -> None:
-    self._bar.stop()
-
-  def update(self, completed: int, scalars: Mapping[str, ArrayLike] | None = None) -> None:
-    """Says how many steps are done, and the numbers to show; without, the last ones stay."""
-    now = time.monotonic()
-    self._recent.append((now, completed))
-    if scalars is not None:
-      self._scalars = {name: float(value) for name, value in scalars.items()}
-    status = self._status(now, completed)
-    self._bar.update(self._task, completed=completed, status=status)
-    if not self._console.is_terminal and (now >= self._next_line or completed >= self._total):
-      self._next_line = now + self._seconds
-      line = f'{self._description} {completed}/{self._total}  {status}'.rstrip()
-      self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-  def _status(self, now: float, completed: int) -> str:
-    parts = [f'{name} {value:.4g}' for name, value in self._scalars.items()]
-    then, completed_then = self._recent[0]
-    # Positive from the second update on.
-    steps_per_second = (completed - completed_then) / max(now - then, 1e-9)
-    if steps_per_second > 0:
-      parts.append(f'{steps_per_second * self._images_per_step:.1f} images/s')
-    if completed >= self._total:
-      parts.append(f'took {_duration(now - self._start)}')
-    elif steps_per_second > 0:
-      parts.append(f'{_duration((self._total - completed) / steps_per_second)} left')
-    return '  '.join(parts)
-
-
-def _duration(seconds: float) -> str:
-  return str(datetime.timedelta(seconds=round(seconds)))

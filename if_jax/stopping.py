@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,6 +18,9 @@ class StopSignal:
 
   Among several processes it is enough that one is told: all stop after the same step.
 
+  Attributes:
+    show: shows a sentence without printing, where a bar is drawn that it would break; None: the
+      sentence is written to standard error.
   Example:
     with StopSignal() as stop:
       for step in range(1, num_steps + 1):
@@ -29,6 +32,7 @@ class StopSignal:
   def __init__(self):
     self._told = self._at_once = False
     self._handlers = {}
+    self.show: Callable[[str], None] | None = None
 
   def __enter__(self) -> 'StopSignal':
     if threading.current_thread() is threading.main_thread():
@@ -62,9 +66,12 @@ class StopSignal:
   def _tell(self, number, frame):
     self._told = True
     self.__exit__()
-    text = f'{signal.Signals(number).name}: saving, then stopping; a second signal stops at once\n'
-    # `print` may be what was interrupted, and does not do two things at a time.
-    os.write(2, text.encode())
+    text = f'{signal.Signals(number).name}: saving, then stopping; a second signal stops at once'
+    if self.show:
+      self.show(text)
+    else:
+      # `print` may be what was interrupted, and does not do two things at a time.
+      os.write(2, f'{text}\n'.encode())
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
     if self._at_once:

@@ -1,6 +1,7 @@
 """Training of segmentation networks."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -16,10 +17,17 @@ from if_jax.evaluate import Evaluator
 from if_jax.freezing import check_frozen, freeze_updates
 from if_jax.loop import METRICS_FILE, check_steps, run_steps
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.report import read_metrics, save_curves
+from if_jax.report import introduce, read_metrics, save_curves
 from if_jax.settings import load_split, loss_from_config, model_from_config
 from if_jax.train_step import TrainState, train_step
-from if_jax.weights import load_weights, make_card, merge_weights, save_weights
+from if_jax.weights import (
+  count_parameters,
+  load_weights,
+  make_card,
+  merge_weights,
+  save_weights,
+  weights_file,
+)
 
 # Settings that may differ when a run goes on.
 _FREE_TO_CHANGE = ('data.root', 'data.cache_dir', 'data.num_workers', 'eval.', 'model.remat')
@@ -41,13 +49,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
   _check(config)
-  train_set = load_split(config, config.data.train_split)
-  eval_set = load_split(config, config.data.eval_split)
-  centroids = ()
-  if config.data.class_uniform:
-    centroids = class_centroids(train_set, config.augment.crop_size)
-  processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
-  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   schedule = make_schedule(
     config.optimizer.learning_rate,
     config.train.num_steps,
@@ -62,6 +63,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   )
   optimizer = freeze_updates(optimizer, config.train.freeze)
   loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.AXIS))
+  train_set = load_split(config, config.data.train_split)
+  eval_set = load_split(config, config.data.eval_split)
+  console = processes.console()
+  introduce(
+    console,
+    data=f'{config.data.name}: {len(train_set)} images to train on, {len(eval_set)} to evaluate on',
+  )
+  centroids = ()
+  if config.data.class_uniform:
+    centroids = class_centroids(train_set, config.augment.crop_size)
+  processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
+  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
   step_fn = functools.partial(
     train_step,
     model=model,
@@ -95,27 +108,55 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     scalars = {name: score for name, score in result.items() if np.ndim(score) == 0}
     return scalars | {f'iou/{name}': iou for name, iou in per_class}
 
+  initial = initial_state(config, model, optimizer)
+  size = 'x'.join(map(str, config.augment.crop_size))
+  introduce(
+    console,
+    model=f'{config.model.name}: {count_parameters(initial.params)}, '
+    f'from {config.init_from or "random weights"}',
+    device=f'{parallel.describe_devices()}: {config.train.num_steps} steps of '
+    f'{config.train.batch_size} crops of {size}',
+  )
   state = run_steps(
     lambda state, batch: p_train_step(state, batch, loss_fn),
-    initial_state(config, model, optimizer),
+    initial,
     make_batches,
     evaluate,
     config=config,
     workdir=workdir,
     schedule=schedule,
     free_to_change=_FREE_TO_CHANGE,
+    in_words=_in_words,
   )
   if processes.is_first():
     last = {**card, 'step': config.train.num_steps}
     save_weights(Path(workdir, 'last'), parallel.fetch(state.evaluated), last)
     save_curves(workdir)
+    _say_where_it_is(workdir)
   return state
 
 
 def is_best(workdir: str, score: float) -> bool:
   """Whether a score, of mean IoU, is above all those that the run has written down."""
-  earlier = (line.get('val/miou') for line in read_metrics(Path(workdir, METRICS_FILE)))
-  return score > max((x for x in earlier if x is not None), default=-np.inf)
+  return score > _best(workdir)[0]
+
+
+def _best(workdir: str) -> tuple[float, int]:
+  """The best mean IoU that the run has written down, and its step."""
+  lines = read_metrics(Path(workdir, METRICS_FILE))
+  scores = ((line['val/miou'], line['step']) for line in lines if line.get('val/miou') is not None)
+  return max(scores, key=lambda pair: pair[0], default=(-np.inf, 0))
+
+
+def _in_words(scores: Mapping[str, float]) -> str:
+  return f'mIoU {100 * scores["miou"]:.2f} %  pixel accuracy {100 * scores["pixel_accuracy"]:.2f} %'
+
+
+def _say_where_it_is(workdir: str) -> None:
+  score, step = _best(workdir)
+  print(f'best    {workdir}/best, mIoU {100 * score:.2f} % at step {step}')
+  print(f'last    {workdir}/last')
+  print(f'curves  {workdir}/curves.png')
 
 
 def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
@@ -136,7 +177,7 @@ def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
 
 
 def _check(config: ConfigDict) -> None:
-  """Raises ValueError for what would go wrong only after minutes."""
+  """Raises ValueError for what would go wrong only after minutes, of preparing the data first."""
   check_steps(config)
   train, num_devices = config.train, parallel.num_devices()
   if train.accumulation < 1:
@@ -149,3 +190,6 @@ def _check(config: ConfigDict) -> None:
   if not 0 <= train.ema_decay < 1:
     raise ValueError(f'config.train.ema_decay={train.ema_decay}; give 0 (none) to below 1')
   Augmentation(**config.augment)
+  model_from_config(config, num_classes=1)
+  if config.init_from:
+    weights_file(config.init_from)

@@ -25,8 +25,8 @@ from if_jax.losses.inverseform import DISTANCES
 from if_jax.models.inversenet import create_inversenet
 from if_jax.ops.transforms import NUM_PARAMETERS
 from if_jax.optimizers import make_optimizer
-from if_jax.report import save_curves
-from if_jax.weights import save_weights
+from if_jax.report import introduce, save_curves
+from if_jax.weights import count_parameters, save_weights
 
 # Of the weights, below the run's.
 FOLDER = 'inversenet'
@@ -74,6 +74,13 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   )
   state = initial_state(model, optimizer, config.tile_size, config.seed)
   label_maps, unseen_maps = (load_label_maps(config, split) for split in ('train', 'val'))
+  introduce(
+    processes.console(),
+    data=f'{len(label_maps)} label maps to draw from, {len(unseen_maps)} to evaluate on',
+    model=f'{config.name}: {count_parameters(state.variables["params"])}',
+    device=f'{parallel.describe_devices()}: {config.train.num_steps} steps of '
+    f'{config.train.batch_size} pairs of tiles',
+  )
   evaluator = Evaluator(model, unseen_maps, settings, config.distance)
   step_fn = functools.partial(
     train_step,

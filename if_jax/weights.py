@@ -69,12 +69,7 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     ValueError: a folder that is not there, not one of ours, or holds a damaged file or numbers
       that no network can have.
   """
-  path = Path(folder) / WEIGHTS_FILE
-  if not path.is_file():
-    raise ValueError(
-      f'no weights in {folder}: expected {WEIGHTS_FILE}, as `python -m convert` or a training '
-      '(in WORKDIR/best) writes it'
-    )
+  path = weights_file(folder)
   try:
     _check_header_size(path)
     with safe_open(path, framework='numpy') as file:
@@ -89,6 +84,23 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     raise ValueError(f'{path} cannot be read ({_one_line(error)}); make it again') from error
   _check_numbers(tensors, path)
   return unflatten_dict(tensors, sep='/'), card
+
+
+def weights_file(folder: str | os.PathLike) -> Path:
+  """The file of a weight folder, unread; raises ValueError if it is not there."""
+  path = Path(folder) / WEIGHTS_FILE
+  if not path.is_file():
+    raise ValueError(
+      f'no weights in {folder}: expected {WEIGHTS_FILE}, as `python -m convert` or a training '
+      '(in WORKDIR/best) writes it'
+    )
+  return path
+
+
+def count_parameters(params: Any) -> str:
+  """How many numbers a tree of arrays holds, in words: '4.02 M parameters'."""
+  count = sum(np.size(x) for x in jax.tree.leaves(params))
+  return f'{count:,} parameters' if count < 1e5 else f'{count / 1e6:.2f} M parameters'
 
 
 def _check_header_size(path: Path) -> None:

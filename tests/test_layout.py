@@ -27,7 +27,9 @@ ALLOWED = {
   'boundary_pairs': {'data', 'ops'},
   'inversenet_step': {'boundary_pairs', 'guard', 'losses', 'ops'},
   'loop': {'checkpoints', 'data', 'guard', 'parallel', 'processes', 'report', 'stopping'},
-  'cli': set(),
+  'cli': {'mistakes', 'usage'},
+  'mistakes': set(),
+  'usage': set(),
 }
 
 

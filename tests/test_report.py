@@ -10,11 +10,10 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from if_jax import report
+from if_jax.data.labels import CITYSCAPES
 from if_jax.metrics import BoundaryMetrics, iou_from_confusion
 from if_jax.report import (
   MetricWriter,
-  Progress,
   colorize,
   contact_sheet,
   error_map,
@@ -183,6 +182,19 @@ def test_table_on_a_terminal_has_style_and_no_boundary_columns_without_scores():
   assert 'boundary' not in text and 'F@' not in text
 
 
+def test_the_table_of_cityscapes_fits_a_terminal_of_80():
+  names = CITYSCAPES.class_names
+  ones = np.ones(len(names))
+  columns = ['iou', 'precision', 'recall', 'boundary_iou_per_class']
+  columns += [f'boundary_f@{tolerance}px_per_class' for tolerance in (1, 2, 3, 5)]
+  means = dict.fromkeys(('miou', 'pixel_accuracy', 'frequency_weighted_iou'), 1.0)
+  console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+  print_table(dict.fromkeys(columns, ones) | means, names, console)
+  lines = [line.split() for line in console.file.getvalue().splitlines()]
+  for name in (*names, 'mean'):
+    assert [*name.split(), *['100.00'] * len(columns)] in lines
+
+
 def test_a_class_name_is_no_markup():
   console = Console(file=io.StringIO(), width=80)
   print_table(scores(), ['[/b]', '[red]sky', 'building'], console)
@@ -265,51 +277,3 @@ def test_writer_goes_on_after_a_broken_line(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write(3, {'a': 0.5})
   assert path.read_text() == '{"step": 1, "a": 0.3}\n{"step": 3, "a": 0.5}\n'
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """A clock that tests set."""
-
-  class Clock:
-    now = 100.0
-
-    def monotonic(self):
-      return self.now
-
-  clock = Clock()
-  monkeypatch.setattr(report, 'time', clock)
-  return clock
-
-
-def test_progress_without_a_terminal_writes_a_line_every_few_seconds(clock):
-  console = Console(file=io.StringIO(), width=30)
-  with Progress('train', 100, images_per_step=8, seconds=10, console=console) as progress:
-    clock.now += 60  # Compilation, which is not to count in the rate.
-    for step in range(1, 101):
-      progress.update(step, {'loss': 1 / step} if step % 2 else None)
-      clock.now += 2
-  lines = console.file.getvalue().splitlines()
-  assert lines[0] == 'train 1/100  loss 1'
-  assert lines[1] == 'train 6/100  loss 0.2  4.0 images/s  0:03:08 left'
-  assert lines[-1] == 'train 100/100  loss 0.0101  4.0 images/s  took 0:04:18'
-  assert len(lines) == 21
-
-
-def test_progress_forgets_an_old_rate(clock):
-  console = Console(file=io.StringIO(), width=30)
-  with Progress('eval', 1000, seconds=0, console=console) as progress:
-    for step in range(100, 200):
-      progress.update(step)
-      clock.now += 1 if step < 150 else 0.5
-  last = console.file.getvalue().splitlines()[-1]
-  assert last == 'eval 199/1000  2.0 images/s  0:06:40 left'
-
-
-def test_progress_on_a_terminal_moves_a_bar():
-  console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
-  with Progress('train', 3, console=console) as progress:
-    for step in range(1, 4):
-      progress.update(step, {'loss': 0.25})
-  text = console.file.getvalue()
-  assert '3/3' in text and 'loss 0.25' in text and 'took 0:00:00' in text and '━' in text

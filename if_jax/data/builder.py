@@ -20,6 +20,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 
 from if_jax.data import decode
 from if_jax.data.checks import check_pairs
@@ -47,6 +49,8 @@ class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   ):
     self.name = name
     self._split, self._pairs, self._label_set = split, pairs, label_set
+    # Called as each pair is written.
+    self.on_pair: Callable[[], None] = lambda: None
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -71,6 +75,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         'name': pair.name,
       }
       yield pair.name, example
+      self.on_pair()
 
   def _label_bytes(self, path: Path) -> bytes:
     data, source = path.read_bytes(), str(path)
@@ -250,8 +255,17 @@ def prepare(
           f'{name} {split} takes {needed >> 20} MiB in {cache_dir}, where {free >> 20} MiB are '
           'free; make room or give another cache_dir'
         )
-      builder.download_and_prepare(download_dir=data_dir / 'downloads')
+      with _bar(f'Writing {name} {split}', len(pairs)) as builder.on_pair:
+        builder.download_and_prepare(download_dir=data_dir / 'downloads')
   return Records(str(builder.data_path), written_split, fingerprint, _sample_of_folder)
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+  """Shows a bar, on a terminal, that what it gives moves on by one."""
+  console = Console(stderr=True)
+  with Progress(console=console, disable=not console.is_terminal) as progress:
+    yield functools.partial(progress.advance, progress.add_task(description, total=total))
 
 
 def _sample_of_folder(example: dict) -> dict:

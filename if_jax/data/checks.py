@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -101,8 +102,10 @@ def check_pairs(
 
 
 def examine(what: str, examine_one: Callable[..., Finding], items: Sequence) -> list[Finding]:
-  """Examines all items in threads; on a terminal, a bar shows how far it is."""
+  """Examines all items in threads; on a terminal, a bar shows how far it is, elsewhere a line."""
   console = Console(stderr=True)
+  if not console.is_terminal:
+    print(f'Checking {what}: {len(items)} images and labels', file=sys.stderr, flush=True)
   pool = concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
   try:
     findings = track(
