@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from if_jax import parallel, processes
+from if_jax.configs import default
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
+from if_jax.html_report import Gallery, Started, write_evaluation_report
 from if_jax.inference import predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
@@ -144,7 +146,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Evaluates the weights of `config.init_from`, or of `workdir/best`, on a data set.
 
   Prints a table and writes `workdir/evaluation.json`, and below `workdir/evaluation/` the pictures
-  that `config.eval.save` asks for.
+  that `config.eval.save` asks for, a sheet of some and a report to look at.
 
   Args:
     config: see configs/default.py.
@@ -154,6 +156,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   Raises:
     ValueError: weights or data that cannot be used.
   """
+  started = Started()
   folder = weights_folder(config, workdir)
   variables, card = load_weights(folder)
   dataset = load_split(config, config.data.eval_split)
@@ -172,6 +175,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   pictures.mkdir(parents=True, exist_ok=True)
   # Spread over the data set: neighbours are often alike.
   shown = np.linspace(0, len(dataset) - 1, config.eval.sheet_images).round().astype(int)
+  gallery = Gallery(dataset.label_set, num_extremes=config.eval.report_images, shown=shown)
   rows = {}
 
   def draw(example, outputs):
@@ -181,6 +185,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     )
     if example['index'] in shown:
       rows[example['index']] = example['name'], sheet_row(image, labels, outputs, dataset.label_set)
+    gallery.add(example, outputs)
 
   console = processes.console()
   share = len(range(jax.process_index(), len(dataset), jax.process_count()))
@@ -192,6 +197,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
       parallel.replicate(variables), on_image=draw, on_batch=watchdog.beat, progress=progress
     )
   rows = {index: row for part in processes.gather(rows) for index, row in part.items()}
+  samples = gallery.gathered()
   if not processes.is_first():
     return result
   if rows:
@@ -203,9 +209,23 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Image.fromarray(sheet).save(pictures / 'sheet.png')
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
-  path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
+  evaluation = _as_json(result, dataset, folder)
+  path.write_text(json.dumps(evaluation, indent=2) + '\n')
+  write_evaluation_report(
+    pictures / 'report.html',
+    evaluation,
+    dataset.label_set,
+    samples,
+    title=f'{card["model"]} on {dataset.name} {dataset.split}',
+    num_extremes=config.eval.report_images,
+    shown=shown,
+    config=config,
+    defaults=default.get_config(),
+    started=started,
+  )
   print(f'{folder} on {result["images"]} images of {dataset.name} {dataset.split}:')
   print(f'mIoU {100 * result["miou"]:.2f} %; all numbers in {path}')
+  print(f'To look at: {pictures / "report.html"}')
   return result
 
 

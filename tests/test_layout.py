@@ -28,6 +28,7 @@ ALLOWED = {
   'inversenet_step': {'boundary_pairs', 'guard', 'losses', 'ops'},
   'loop': {'checkpoints', 'data', 'guard', 'parallel', 'processes', 'report', 'stopping'},
   'cli': set(),
+  'html_report': {'curves', 'data', 'html_report', 'metrics', 'outputs', 'parallel', 'processes'},
 }
 
 
