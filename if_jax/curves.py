@@ -106,10 +106,11 @@ def select_curves(
 ) -> dict[str, np.ndarray]:
   """Steps and values [2, N] of every name that fits a pattern, in the order of appearance."""
   points = {}
+  names = {name for record in records for name in record}
+  fitting = {name for name in names if any(fnmatch.fnmatchcase(name, x) for x in patterns)}
   for record in records:
     for name, value in record.items():
-      fits = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-      if fits and isinstance(value, int | float):
+      if name in fitting and isinstance(value, int | float):
         points.setdefault(name, []).append((record['step'], value))
   return {name: np.array(pairs, np.float64).T for name, pairs in points.items()}
 

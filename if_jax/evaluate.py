@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from if_jax import parallel, processes
 from if_jax.configs import default
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
-from if_jax.html_report import Gallery, Started, write_evaluation_report
+from if_jax.html_report import Gallery, write_evaluation_report
 from if_jax.inference import predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
@@ -156,7 +157,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   Raises:
     ValueError: weights or data that cannot be used.
   """
-  started = Started()
+  started = time.monotonic()
   folder = weights_folder(config, workdir)
   variables, card = load_weights(folder)
   dataset = load_split(config, config.data.eval_split)
@@ -209,7 +210,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Image.fromarray(sheet).save(pictures / 'sheet.png')
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
-  evaluation = _as_json(result, dataset, folder)
+  evaluation = as_json(result, dataset, folder)
   path.write_text(json.dumps(evaluation, indent=2) + '\n')
   write_evaluation_report(
     pictures / 'report.html',
@@ -255,7 +256,8 @@ def _batch(group: list[dict], batch_size: int) -> dict[str, jax.Array]:
   return parallel.shard(batch | {'valid': np.arange(batch_size) < len(group)})
 
 
-def _as_json(result: dict, dataset: Dataset, folder: Path) -> dict[str, Any]:
+def as_json(result: dict[str, Any], dataset: Dataset, folder: Path) -> dict[str, Any]:
+  """What `evaluation.json` holds of a result of an `Evaluator`, of the weights in `folder`."""
   per_class = {
     name: {
       key.removesuffix('_per_class'): _number(values[i])

@@ -140,7 +140,10 @@ def run_steps(
       except Stopped:
         save_and_exit(step)
       if writer:
-        on_evaluated()
+        try:
+          on_evaluated()
+        except OSError as error:  # Nothing that a training should end for.
+          logging.warning('The report is not written: %s', error)
       watchdog.beat()
 
     def save(step):

@@ -1,6 +1,7 @@
 """Training of segmentation networks."""
 
 import functools
+import time
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
 from if_jax.freezing import check_frozen, freeze_updates
-from if_jax.html_report import Gallery, Started, picture_strip, write_training_report
+from if_jax.html_report import Gallery, picture_strip, write_training_report
 from if_jax.loop import METRICS_FILE, check_steps, run_steps
 from if_jax.optimizers import make_optimizer, make_schedule
 from if_jax.report import read_metrics, save_curves
@@ -44,7 +45,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   Raises:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
-  started = Started()
+  started = time.monotonic()
   _check(config)
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
@@ -106,7 +107,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     per_class = zip(train_set.label_set.class_names, result['iou'], strict=True)
     scalars = {name: score for name, score in result.items() if np.ndim(score) == 0}
     scores = scalars | {f'iou/{name}': iou for name, iou in per_class}
-    return scores, {sample.name: picture_strip(sample) for sample in samples.values()}
+    return scores, {f'pictures/{x.name}': picture_strip(x) for x in samples.values()}
 
   def write_report():
     write_training_report(

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from if_jax.configs import inversenet
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.data.decode import decode_label
 from if_jax.data.pipeline import Stream
-from if_jax.html_report import Panel, Started, write_training_report
+from if_jax.html_report import Panel, write_training_report
 from if_jax.inversenet_step import Evaluator, TrainState, train_step
 from if_jax.loop import check_steps, run_steps
 from if_jax.losses.inverseform import DISTANCES
@@ -59,7 +60,7 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   Raises:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
-  started = Started()
+  started = time.monotonic()
   _check(config)
   settings = PairSettings(
     num_parameters=config.num_outputs,

@@ -171,6 +171,9 @@ def test_the_command_agrees_with_cityscapesscripts(cityscapes, tmp_path, monkeyp
     with Image.open(next(Path(tmp_path, 'evaluation', kind).rglob('*.png'))) as picture:
       assert (picture.size, picture.mode) == ((128, 64), mode)
   assert (tmp_path / 'evaluation' / 'sheet.png').is_file()
+  report = (tmp_path / 'evaluation' / 'report.html').read_text()
+  assert f'<dd>{100 * ours["miou"]:.2f}<small> %</small></dd>' in report
+  assert report.count('alt="boundary probability of town/') == 3 + 3
 
 
 def test_weights_of_other_classes_are_refused(cityscapes, tmp_path):

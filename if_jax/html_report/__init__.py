@@ -1,6 +1,5 @@
 """Reports of trainings and evaluations, each one HTML file that needs nothing beside it."""
 
-from if_jax.html_report.environment import Started
 from if_jax.html_report.evaluation import write_evaluation_report
 from if_jax.html_report.samples import Gallery, picture_strip
 from if_jax.html_report.training import Panel, write_training_report
@@ -8,7 +7,6 @@ from if_jax.html_report.training import Panel, write_training_report
 __all__ = [
   'Gallery',
   'Panel',
-  'Started',
   'picture_strip',
   'write_evaluation_report',
   'write_training_report',

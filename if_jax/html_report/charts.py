@@ -79,14 +79,17 @@ def line_chart(
   for curve in curves:
     if len(curve.x) >= MANY:
       lines.append(_path(place(*_outline(curve.x, curve.y)), 'raw', curve.color))
-  known = []
+  known, above = [], []
   for curve, mean in zip(curves, means, strict=True):
     x, y = _thinned(curve.x), _thinned(mean)
     points = place(x, y)
-    lines.append(_path(points, 'quiet' if curve.quiet else 'line', curve.color))
-    if len(points) <= _FEW and not curve.quiet:
-      lines += [_dot(point, curve.color) for point in points]
     known.append(_known(curve, points, x, y, number))
+    if curve.quiet:
+      lines.append(_path(points, 'quiet', curve.color))
+      continue
+    above.append(_path(points, 'line', curve.color))
+    if len(points) <= _FEW:
+      above += [_dot(point, curve.color) for point in points]
   loud = [x for x in zip(curves, means, strict=True) if not x[0].quiet]
   legend = [
     # A line alone needs no name.
@@ -94,7 +97,8 @@ def line_chart(
     for curve, last in ((curve, number(mean[-1])) for curve, mean in loud)
   ]
   head = element('figcaption', element('b', title), element('span', legend, class_='legend'))
-  return element('figure', head, _svg(lines, known, title, x_title, _SIZE, 'chart'), class_='card')
+  picture = _svg(lines + above, known, title, x_title, _SIZE, 'chart')
+  return element('figure', head, picture, class_='card')
 
 
 def sparkline(curve: Curve, *, number: Callable[[float], str]) -> Element:

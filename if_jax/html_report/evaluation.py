@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from if_jax.data.labels import LabelSet
 from if_jax.html_report.charts import Curve, line_chart, palette
 from if_jax.html_report.elements import element, section, write_page
-from if_jax.html_report.environment import (
-  Started,
+from if_jax.html_report.frame import (
   as_dict,
   as_percent,
   configuration_section,
@@ -53,7 +52,7 @@ def write_evaluation_report(
   shown: Iterable[int],
   config: ConfigDict,
   defaults: ConfigDict,
-  started: Started,
+  started: float,
 ) -> None:
   """Writes what an evaluation found as a page to look at.
 
@@ -67,7 +66,7 @@ def write_evaluation_report(
     shown: the places of the other images.
     config: of the run.
     defaults: what it is compared with.
-    started: when the command began.
+    started: when the command began, of `time.monotonic`.
   """
   names, colors = label_set.class_names, label_set.colors
   worst, best = extremes({i: s.miou for i, s in samples.items()}, num_extremes)
@@ -82,12 +81,12 @@ def write_evaluation_report(
     _confusion_section(evaluation, names, colors),
     *(
       section(
-        title,
+        head,
         class_legend(label_set) if i == 0 else None,
         sample_list(samples[place] for place in places),
         note=note,
       )
-      for i, (title, places, note) in enumerate(group for group in groups if group[1])
+      for i, (head, places, note) in enumerate(group for group in groups if group[1])
     ),
     configuration_section(as_dict(config), as_dict(defaults)),
     run_section(started),

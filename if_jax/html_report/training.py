@@ -13,8 +13,7 @@ from if_jax.curves import read_metrics, select_curves
 from if_jax.data.labels import LabelSet
 from if_jax.html_report.charts import Curve, line_chart, palette, sparkline
 from if_jax.html_report.elements import element, section, write_page
-from if_jax.html_report.environment import (
-  Started,
+from if_jax.html_report.frame import (
   as_dict,
   as_percent,
   configuration_section,
@@ -65,7 +64,7 @@ def write_training_report(
   title: str,
   config: ConfigDict,
   defaults: ConfigDict,
-  started: Started,
+  started: float,
   panels: Sequence[Panel] = PANELS,
   label_set: LabelSet | None = None,
   samples: Mapping[int, Sample] | None = None,
@@ -77,7 +76,7 @@ def write_training_report(
     title: what is trained on what.
     config: of the run.
     defaults: what it is compared with.
-    started: when the command began.
+    started: when the command began, of `time.monotonic`.
     panels: which values are drawn together.
     label_set: of the classes, for a table of their IoU.
     samples: images to show, as they are segmented now, of a `Gallery`.

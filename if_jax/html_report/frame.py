@@ -1,4 +1,4 @@
-"""What every report has: a header, what ran where, and the settings."""
+"""The frame of every report: its header, what ran where, and the settings."""
 
 import datetime
 import importlib.metadata
@@ -49,20 +49,8 @@ def page_header(kind: str, title: str, subtitle: str, figures: Mapping[str, tupl
   )
 
 
-class Started:
-  """Knows when it was made, and so how long a run takes."""
-
-  def __init__(self):
-    self._then = time.monotonic()
-
-  @property
-  def seconds(self) -> int:
-    """Whole seconds since then."""
-    return round(time.monotonic() - self._then)
-
-
-def run_section(started: Started) -> Element:
-  """Tells where, when and how this process runs."""
+def run_section(started: float) -> Element:
+  """Tells how, where and when this process runs, which began at `started` of `time.monotonic`."""
   kinds = sorted({device.device_kind for device in jax.devices()})
   count, processes = parallel.num_devices(), jax.process_count()
   devices = f'{count} x {", ".join(kinds)} ({jax.default_backend()})'
@@ -71,6 +59,7 @@ def run_section(started: Started) -> Element:
   versions = {'if_jax': __version__, 'Python': platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   now = datetime.datetime.now().astimezone()
+  since = datetime.timedelta(seconds=round(time.monotonic() - started))
   facts = {
     'Command': element('code', shlex.join(sys.orig_argv)),
     'Devices': devices,
@@ -80,7 +69,7 @@ def run_section(started: Started) -> Element:
     ],
     'System': f'{platform.system()} {platform.machine()}, host {platform.node()}',
     'Written': now.strftime('%Y-%m-%d %H:%M:%S %Z'),
-    'Since the start of the command': str(datetime.timedelta(seconds=started.seconds)),
+    'Since the start of the command': str(since),
   }
   rows = [element('div', element('dt', name), element('dd', x)) for name, x in facts.items()]
   return section('Run', element('dl', rows, class_='card facts'))
