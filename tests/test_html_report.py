@@ -33,7 +33,7 @@ from if_jax.html_report.samples import extremes
 from if_jax.metrics import count_confusion, iou_from_confusion
 
 # What would be markup, an attribute, a script or the end of one, if it were not text.
-HOSTILE = '</script></style><script>document.title="no"</script>"\'><img src=x onerror=alert(1)>&lt;'
+HOSTILE = '</script></style><script>document.title=1</script>"\'><img src=x onerror=alert(1)>&lt;'
 NAMES = ('road', HOSTILE, 'sky', 'never')
 COLORS = np.uint8([[128, 64, 128], [244, 35, 232], [70, 130, 180], [0, 0, 142]])
 LABELS = LabelSet('three', NAMES, COLORS, np.arange(4, dtype=np.uint8), ignored_ids=(255,))

@@ -15,7 +15,8 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from if_jax import __version__, parallel
+import if_jax
+from if_jax import parallel
 from if_jax.html_report.elements import element, section
 from if_jax.html_report.tables import percent
 
@@ -56,7 +57,7 @@ def run_section(started: float) -> Element:
   devices = f'{count} x {", ".join(kinds)} ({jax.default_backend()})'
   if processes > 1:
     devices += f', {processes} processes'
-  versions = {'if_jax': __version__, 'Python': platform.python_version()}
+  versions = {'if_jax': if_jax.__version__, 'Python': platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   now = datetime.datetime.now().astimezone()
   since = datetime.timedelta(seconds=round(time.monotonic() - started))

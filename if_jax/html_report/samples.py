@@ -99,7 +99,7 @@ class Gallery:
   def gathered(self) -> dict[int, Sample]:
     """Those that are kept by all processes together, by their places; all have to ask."""
     parts = processes.gather(self._samples)
-    return {index: sample for part in parts for index, sample in sorted(part.items())}
+    return dict(sorted(item for part in parts for item in part.items()))
 
 
 def extremes(scores: Mapping[int, float], count: int) -> tuple[list[int], list[int]]:

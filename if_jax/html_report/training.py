@@ -179,7 +179,10 @@ def _curves_section(lines, panels) -> Element | None:
 
 
 def _chart(panel: Panel, lines) -> Element | None:
-  found = select_curves(lines, panel.patterns)
+  # In the order of the patterns, not in that of the file.
+  found = {}
+  for pattern in panel.patterns:
+    found |= select_curves(lines, (pattern,))
   scale = 100 if panel.percent else 1
   curves = [
     Curve(name.partition('/')[2], steps, scale * values, palette(i))
