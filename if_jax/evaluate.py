@@ -45,6 +45,9 @@ class Evaluator:
     self._num_workers = config.data.num_workers
     if config.eval.batch_size < 1:
       raise ValueError(f'config.eval.batch_size={config.eval.batch_size}; give at least 1')
+    for key in ('sheet_images', 'report_images'):
+      if config.eval[key] < 0:
+        raise ValueError(f'config.eval.{key}={config.eval[key]}; give 0 (none) or more')
     self._batch_size = config.eval.batch_size * parallel.num_local_devices()
     num_classes = dataset.label_set.num_classes
     looks = looks_from_config(config)

@@ -73,6 +73,14 @@ def test_every_pixel_is_counted_once_whatever_the_batch(batch_size):
   assert sorted(seen) == sizes
 
 
+@pytest.mark.parametrize('key', ['sheet_images', 'report_images'])
+def test_a_number_of_images_below_0_is_told(key):
+  config = default.get_config()
+  config.eval[key] = -1
+  with pytest.raises(ValueError, match=f'config.eval.{key}=-1; give 0'):
+    Evaluator(PixelModel(), DATASET, config)
+
+
 def test_groups_are_of_one_size_and_lose_nothing():
   rng = np.random.RandomState(0)
   examples = [{'index': i, 'image': np.zeros((rng.randint(1, 40), 4, 3))} for i in range(200)]
