@@ -105,7 +105,7 @@ def write_evaluation(folder, *, num_images=9):
     gallery.gathered(),
     title=HOSTILE,
     num_extremes=2,
-    shown=(0, 8),
+    shown=np.array([8, 0, 8]),
     config=config,
     defaults=default.get_config(),
     started=time.monotonic(),

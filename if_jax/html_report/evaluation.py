@@ -63,7 +63,7 @@ def write_evaluation_report(
     samples: of the `Gallery`, of all processes.
     title: what was evaluated on what.
     num_extremes: how many of the worst and of the best images there are to be.
-    shown: the places of the other images.
+    shown: the places of the other images; one that is named twice is shown once.
     config: of the run.
     defaults: what it is compared with.
     started: when the command began, of `time.monotonic`.
@@ -73,7 +73,7 @@ def write_evaluation_report(
   groups = [
     ('Worst images', worst, 'By mIoU over the classes in the image or in its prediction.'),
     ('Best images', best, None),
-    ('Across the data set', sorted(map(int, shown)), None),
+    ('Across the data set', sorted(set(map(int, shown))), None),
   ]
   sections = [
     section('Classes', _classes(evaluation, label_set), note='In percent; a title sorts.'),
