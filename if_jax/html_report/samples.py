@@ -155,7 +155,7 @@ def _sample(sample: Sample) -> Element:
   pictures = [
     element(
       'figure',
-      element('img', src=_uri(data), alt=f'{title} of {sample.name}', data_title=title),
+      element('img', src=_uri(data), alt=f'{title} of {sample.name}'),
       element('figcaption', title),
     )
     for title, data in zip(SHEET_TITLES, sample.pictures, strict=False)

@@ -50,9 +50,7 @@ def class_label(name: str, color: Sequence[int]) -> Element:
   return element('span', swatch(css_color(color)), name, class_='class')
 
 
-def class_table(
-  names: Sequence[str], colors: np.ndarray, columns: Sequence[Column]
-) -> Element:
+def class_table(names: Sequence[str], colors: np.ndarray, columns: Sequence[Column]) -> Element:
   """A table with a row for each class, which a click on a title sorts.
 
   Args:
