@@ -12,7 +12,7 @@ TWO_DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count=2
 demo: $(VENV)/installed
 	$(TWO_DEVICES) $(PY) main.py --mode=train --config=configs/demo.py --workdir=$(DEMO)
 	$(PY) main.py --mode=evaluate --config=configs/demo.py --workdir=$(DEMO)
-	@echo 'Look at $(DEMO)/evaluation/sheet.png and $(DEMO)/curves.png'
+	@echo 'Look at $(DEMO)/report.html and $(DEMO)/evaluation/report.html'
 
 test: $(VENV)/installed-test lint
 	$(PY) -m pytest -n 2 --dist worksteal

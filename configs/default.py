@@ -134,7 +134,10 @@ def get_config() -> ConfigDict:
   config.eval.boundary_tolerances = (1.0, 2.0, 3.0, 5.0)
   # What to write for each image: label_ids, color, overlay, edges, errors.
   config.eval.save = ()
-  # How many images `evaluation/sheet.png` shows, beside truth, prediction and errors.
+  # How many images, spread over the data set, `evaluation/sheet.png` and the report show; training
+  # shows up to 4 of them in TensorBoard and in its report.
   config.eval.sheet_images = 6
+  # How many of the worst images the report of an evaluation shows, and how many of the best.
+  config.eval.report_images = 5
   # A key that is not here is a mistake.
   return config.lock()

@@ -40,7 +40,7 @@ _GRID = (226, 230, 234)
 _HEIGHT, _WIDTH = 430, 720
 _LEFT, _RIGHT = 78, _WIDTH - 24
 # From how many points on a curve is smoothed, and up to how many each gets a dot.
-_MANY, _FEW = 60, 40
+MANY, _FEW = 60, 40
 _LEGEND_FONT = ImageFont.load_default(14)
 
 
@@ -94,31 +94,32 @@ def learning_curves(
     ValueError: a line is broken, or no value has a name that fits.
   """
   records = read_metrics(path)
-  filled = {title: _curves(records, patterns) for title, patterns in panels.items()}
+  filled = {title: select_curves(records, patterns) for title, patterns in panels.items()}
   filled = {title: curves for title, curves in filled.items() if curves}
   if not filled:
     raise ValueError(f'{path} has no value to draw; looked for {dict(panels)}')
   return np.concatenate([_panel(*item) for item in filled.items()], axis=1)
 
 
-def _curves(
+def select_curves(
   records: Sequence[Mapping[str, float | None]], patterns: Sequence[str]
 ) -> dict[str, np.ndarray]:
   """Steps and values [2, N] of every name that fits a pattern, in the order of appearance."""
   points = {}
+  names = {name for record in records for name in record}
+  fitting = {name for name in names if any(fnmatch.fnmatchcase(name, x) for x in patterns)}
   for record in records:
     for name, value in record.items():
-      fits = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-      if fits and isinstance(value, int | float):
+      if name in fitting and isinstance(value, int | float):
         points.setdefault(name, []).append((record['step'], value))
   return {name: np.array(pairs, np.float64).T for name, pairs in points.items()}
 
 
 def _panel(title: str, curves: dict[str, np.ndarray]) -> np.ndarray:
   """Draws one panel: lines by OpenCV, which smooths their edges, then the text by Pillow."""
-  smooth = {name: _smoothed(values) for name, (_, values) in curves.items()}
-  x_ticks = _ticks(np.concatenate([steps for steps, _ in curves.values()]), count=7)
-  y_ticks = _ticks(np.concatenate(list(smooth.values())), count=6)
+  smooth = {name: running_mean(values) for name, (_, values) in curves.items()}
+  x_ticks = ticks(np.concatenate([steps for steps, _ in curves.values()]), count=7)
+  y_ticks = ticks(np.concatenate(list(smooth.values())), count=6)
   labels = [f'{name.split("/", 1)[-1]}  {values[-1]:.3g}' for name, values in smooth.items()]
   legend = _legend_places(labels)
   top, bottom = legend[-1][1] + 24, _HEIGHT - 54
@@ -138,7 +139,7 @@ def _panel(title: str, curves: dict[str, np.ndarray]) -> np.ndarray:
   _line(canvas, [(_LEFT, bottom), (_RIGHT, bottom)], _FAINT_INK)
   colors = [_COLORS[i % len(_COLORS)] for i in range(len(curves))]
   for color, (steps, values) in zip(colors, curves.values(), strict=True):
-    if len(steps) >= _MANY:
+    if len(steps) >= MANY:
       _line(canvas, place(steps, values), [255 - (255 - channel) // 4 for channel in color])
   for color, (x, y), (name, (steps, _)) in zip(colors, legend, curves.items(), strict=True):
     points = place(steps, smooth[name])
@@ -154,9 +155,9 @@ def _panel(title: str, curves: dict[str, np.ndarray]) -> np.ndarray:
   for (x, y), label in zip(legend, labels, strict=True):
     draw.text((x + 25, y), label, _INK, _LEGEND_FONT, anchor='lm')
   for (x, _), tick in zip(tick_places[0], x_ticks, strict=True):
-    draw.text((x, bottom + 9), _number(tick, x_ticks), _FAINT_INK, small, anchor='ma')
+    draw.text((x, bottom + 9), tick_label(tick, x_ticks), _FAINT_INK, small, anchor='ma')
   for (_, y), tick in zip(tick_places[1], y_ticks, strict=True):
-    draw.text((_LEFT - 9, y), _number(tick, y_ticks), _FAINT_INK, small, anchor='rm')
+    draw.text((_LEFT - 9, y), tick_label(tick, y_ticks), _FAINT_INK, small, anchor='rm')
   draw.text(((_LEFT + _RIGHT) / 2, _HEIGHT - 10), 'step', _FAINT_INK, small, anchor='ms')
   return np.asarray(image)
 
@@ -179,9 +180,9 @@ def _line(canvas: np.ndarray, points, color: Sequence[int], thickness: int = 1) 
   cv2.polylines(canvas, [points], False, tuple(color), thickness, cv2.LINE_AA, shift=4)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
   """The mean over the last thirtieth of the points, at each of many; few stay as they are."""
-  if len(values) < _MANY:
+  if len(values) < MANY:
     return values
   sums = np.cumsum(np.concatenate([[0.0], values]))
   end = np.arange(1, len(values) + 1)
@@ -189,7 +190,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
   return (sums[end] - sums[start]) / (end - start)
 
 
-def _ticks(values: np.ndarray, count: int) -> np.ndarray:
+def ticks(values: np.ndarray, count: int) -> np.ndarray:
   """About `count` round numbers, the first not above any value and the last not below."""
   low, high = float(values.min()), float(values.max())
   if low == high:
@@ -200,7 +201,7 @@ def _ticks(values: np.ndarray, count: int) -> np.ndarray:
   return np.arange(math.floor(low / step), math.ceil(high / step) + 1) * step
 
 
-def _number(tick: float, ticks: np.ndarray) -> str:
+def tick_label(tick: float, ticks: np.ndarray) -> str:
   """Writes a tick with as many decimals as tell it from its neighbours."""
   decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
   return f'{tick:,.{decimals}f}'

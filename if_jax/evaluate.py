@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from if_jax import parallel, processes
+from if_jax.configs import default
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
+from if_jax.html_report import Gallery, write_evaluation_report
 from if_jax.inference import predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
@@ -42,6 +45,9 @@ class Evaluator:
     self._num_workers = config.data.num_workers
     if config.eval.batch_size < 1:
       raise ValueError(f'config.eval.batch_size={config.eval.batch_size}; give at least 1')
+    for key in ('sheet_images', 'report_images'):
+      if config.eval[key] < 0:
+        raise ValueError(f'config.eval.{key}={config.eval[key]}; give 0 (none) or more')
     self._batch_size = config.eval.batch_size * parallel.num_local_devices()
     num_classes = dataset.label_set.num_classes
     looks = looks_from_config(config)
@@ -144,7 +150,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Evaluates the weights of `config.init_from`, or of `workdir/best`, on a data set.
 
   Prints a table and writes `workdir/evaluation.json`, and below `workdir/evaluation/` the pictures
-  that `config.eval.save` asks for.
+  that `config.eval.save` asks for, a sheet of some and a report to look at.
 
   Args:
     config: see configs/default.py.
@@ -154,6 +160,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   Raises:
     ValueError: weights or data that cannot be used.
   """
+  started = time.monotonic()
   folder = weights_folder(config, workdir)
   variables, card = load_weights(folder)
   dataset = load_split(config, config.data.eval_split)
@@ -172,6 +179,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   pictures.mkdir(parents=True, exist_ok=True)
   # Spread over the data set: neighbours are often alike.
   shown = np.linspace(0, len(dataset) - 1, config.eval.sheet_images).round().astype(int)
+  gallery = Gallery(dataset.label_set, num_extremes=config.eval.report_images, shown=shown)
   rows = {}
 
   def draw(example, outputs):
@@ -181,6 +189,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     )
     if example['index'] in shown:
       rows[example['index']] = example['name'], sheet_row(image, labels, outputs, dataset.label_set)
+    gallery.add(example, outputs)
 
   console = processes.console()
   introduce(
@@ -198,6 +207,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
       parallel.replicate(variables), on_image=draw, on_batch=watchdog.beat, progress=progress
     )
   rows = {index: row for part in processes.gather(rows) for index, row in part.items()}
+  samples = gallery.gathered()
   if not processes.is_first():
     return result
   if rows:
@@ -209,9 +219,24 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Image.fromarray(sheet).save(pictures / 'sheet.png')
   print_table(result, dataset.label_set.class_names)
   path = Path(workdir, 'evaluation.json')
-  path.write_text(json.dumps(_as_json(result, dataset, folder), indent=2) + '\n')
+  evaluation = as_json(result, dataset, folder)
+  path.write_text(json.dumps(evaluation, indent=2) + '\n')
+  report = pictures / 'report.html'
+  write_evaluation_report(
+    report,
+    evaluation,
+    dataset.label_set,
+    samples,
+    title=f'{card["model"]} on {dataset.name} {dataset.split}',
+    num_extremes=config.eval.report_images,
+    shown=shown,
+    config=config,
+    defaults=default.get_config(),
+    started=started,
+  )
   print(f'weights   {folder}, on {result["images"]} images of {dataset.name} {dataset.split}')
   print(f'numbers   {path}')
+  print(f'report    {report}')
   print(f'pictures  {pictures}')
   return result
 
@@ -242,7 +267,8 @@ def _batch(group: list[dict], batch_size: int) -> dict[str, jax.Array]:
   return parallel.shard(batch | {'valid': np.arange(batch_size) < len(group)})
 
 
-def _as_json(result: dict, dataset: Dataset, folder: Path) -> dict[str, Any]:
+def as_json(result: dict[str, Any], dataset: Dataset, folder: Path) -> dict[str, Any]:
+  """What `evaluation.json` holds of a result of an `Evaluator`, of the weights in `folder`."""
   per_class = {
     name: {
       key.removesuffix('_per_class'): _number(values[i])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -47,13 +48,16 @@ def run_steps(
   step_fn: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
   state: Any,
   make_batches: Callable[..., Stream],
-  evaluate: Callable[[int, Any, Callable[[], None]], Mapping[str, float]],
+  evaluate: Callable[
+    [int, Any, Callable[[], None]], tuple[Mapping[str, float], Mapping[str, np.ndarray]]
+  ],
   *,
   config: ConfigDict,
   workdir: str,
   schedule: Callable[[int], float],
   free_to_change: tuple[str, ...] = (),
   in_words: Callable[[Mapping[str, float]], str] = _in_words,
+  on_evaluated: Callable[[], None] = lambda: None,
 ) -> Any:
   """Takes the steps of a training that are still to take.
 
@@ -67,14 +71,15 @@ def run_steps(
     state: before the first step, a tree of host arrays.
     make_batches: (start_step=..., process_index=..., process_count=...) -> the batches that follow
       so many steps, as far as they are this process's.
-    evaluate: (step, state on the devices, beat) -> scores. It may leave files in `workdir`: where
-      it was interrupted, it is called again. It calls `beat()` at least every
-      `config.train.step_timeout` seconds.
+    evaluate: (step, state on the devices, beat) -> scores, and pictures by their names, uint8
+      [H, W, 3], for TensorBoard. It may leave files in `workdir`: where it was interrupted, it is
+      called again. It calls `beat()` at least every `config.train.step_timeout` seconds.
     config: of the run; its `train` says how many steps, and what is due when.
     workdir: made if it is not there.
     schedule: step to learning rate, to be written.
     free_to_change: keys of `config`, or how they begin, that may differ when a run goes on.
     in_words: of the scores of an evaluation, what is shown.
+    on_evaluated: called on the first process when the scores have been written.
   Returns:
     The last state, on the devices.
   Raises:
@@ -136,15 +141,26 @@ def run_steps(
       if writer:
         writer.write(step, scalars, prefix)
 
+    def show(step, pictures):
+      if writer:
+        for name, picture in pictures.items():
+          writer.image(step, f'val/{name}', picture)
+
     def evaluate_at(step):
       progress.note(f'evaluating at step {step}')
       try:
         with stop.at_once():
-          scores = evaluate(step, state, watchdog.beat)
+          scores, pictures = evaluate(step, state, watchdog.beat)
+          show(step, pictures)
           write(step, scores, 'val')
       except Stopped:
         save_and_exit(step)
       progress.say(f'step {step}: {in_words(scores)}')
+      if writer:
+        try:
+          on_evaluated()
+        except OSError as error:  # Nothing that a training should end for.
+          logging.warning('The report is not written: %s', error)
       watchdog.beat()
 
     def save(step):

@@ -21,6 +21,7 @@ __all__ = [
   'boundary_f_score',
   'boundary_iou',
   'confusion_matrix',
+  'count_confusion',
   'iou_from_confusion',
 ]
 
@@ -69,6 +70,24 @@ def confusion_matrix(
   # 43 to 210, a sort 90, a comparison for every cell 110.
   counts = jnp.bincount(cell.ravel(), length=num_classes**2 + 1)
   return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
+
+
+def count_confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+  """As `confusion_matrix`, on the host: of one image, of whatever size, without a compilation.
+
+  Args:
+    labels: int [H, W].
+    predictions: int [H, W].
+    num_classes: K.
+
+  Returns:
+    int64 [K, K], rows are labels.
+  """
+  labels, predictions = np.asarray(labels), np.asarray(predictions)
+  counted = (labels >= 0) & (labels < num_classes)
+  counted &= (predictions >= 0) & (predictions < num_classes)
+  cell = labels[counted].astype(np.int64) * num_classes + predictions[counted]
+  return np.bincount(cell, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def iou_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray | float]:

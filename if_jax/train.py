@@ -1,6 +1,7 @@
 """Training of segmentation networks."""
 
 import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
+from if_jax.configs import default
 from if_jax.data.augment import Augmentation
 from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
 from if_jax.freezing import check_frozen, freeze_updates
+from if_jax.html_report import Gallery, picture_strip, write_training_report
 from if_jax.loop import METRICS_FILE, check_steps, run_steps
 from if_jax.optimizers import make_optimizer, make_schedule
 from if_jax.report import introduce, read_metrics, save_curves
@@ -31,14 +34,16 @@ from if_jax.weights import (
 
 # Settings that may differ when a run goes on.
 _FREE_TO_CHANGE = ('data.root', 'data.cache_dir', 'data.num_workers', 'eval.', 'model.remat')
+# Images that are shown at each evaluation, at most: TensorBoard keeps all pictures of a run.
+_MAX_SHOWN = 4
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   """Trains a model, evaluates it on the way, and leaves everything in `workdir`.
 
   A run that was interrupted goes on from its newest checkpoint. `workdir` holds `config.json`,
-  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, in `best/` the weights that scored best, and in
-  `last/` those it ended with.
+  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `report.html`, in `best/` the weights that scored
+  best, and in `last/` those it ended with.
 
   Args:
     config: see configs/default.py.
@@ -48,6 +53,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   Raises:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
+  started = time.monotonic()
   _check(config)
   schedule = make_schedule(
     config.optimizer.learning_rate,
@@ -99,14 +105,33 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   evaluator = Evaluator(model, eval_set, config)
   card = make_card(config.model.name, model, train_set.label_set)
 
+  num_shown = min(_MAX_SHOWN, config.eval.sheet_images)
+  shown = np.linspace(0, len(eval_set) - 1, num_shown).round().astype(int)
+  samples = {}
+
   def evaluate(step, state, beat):
-    result = evaluator(state.evaluated, on_batch=beat)
+    nonlocal samples
+    gallery = Gallery(eval_set.label_set, num_extremes=0, shown=shown)
+    result = evaluator(state.evaluated, on_image=gallery.add, on_batch=beat)
+    samples = gallery.gathered()
     if processes.is_first() and is_best(workdir, result['miou']):
       best = {**card, 'step': step, 'miou': float(result['miou'])}
       save_weights(Path(workdir, 'best'), parallel.fetch(state.evaluated), best)
     per_class = zip(train_set.label_set.class_names, result['iou'], strict=True)
     scalars = {name: score for name, score in result.items() if np.ndim(score) == 0}
-    return scalars | {f'iou/{name}': iou for name, iou in per_class}
+    scores = scalars | {f'iou/{name}': iou for name, iou in per_class}
+    return scores, {f'pictures/{x.name}': picture_strip(x) for x in samples.values()}
+
+  def write_report():
+    write_training_report(
+      workdir,
+      title=f'{config.model.name} on {config.data.name}',
+      config=config,
+      defaults=default.get_config(),
+      started=started,
+      label_set=train_set.label_set,
+      samples=samples,
+    )
 
   initial = initial_state(config, model, optimizer)
   size = 'x'.join(map(str, config.augment.crop_size))
@@ -127,6 +152,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     schedule=schedule,
     free_to_change=_FREE_TO_CHANGE,
     in_words=_in_words,
+    on_evaluated=write_report,
   )
   if processes.is_first():
     last = {**card, 'step': config.train.num_steps}

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,11 @@ from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
 from if_jax.boundary_pairs import PairSettings, label_crops
+from if_jax.configs import inversenet
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.data.decode import decode_label
 from if_jax.data.pipeline import Stream
+from if_jax.html_report import Panel, write_training_report
 from if_jax.inversenet_step import Evaluator, TrainState, train_step
 from if_jax.loop import check_steps, run_steps
 from if_jax.losses.inverseform import DISTANCES
@@ -46,8 +49,8 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   """Trains an inverse network on boundary tiles and their transformed copies.
 
   A run that was interrupted goes on from its newest checkpoint. `workdir` holds `config.json`,
-  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in `inversenet/` the weights at the last
-  evaluation, for `load_inversenet`.
+  `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `report.html`, and in `inversenet/` the
+  weights at the last evaluation, for `load_inversenet`.
 
   Args:
     config: see configs/inversenet.py.
@@ -57,6 +60,7 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   Raises:
     ValueError: a configuration, data set or checkpoint that cannot be used, before the first step.
   """
+  started = time.monotonic()
   _check(config)
   settings = PairSettings(
     num_parameters=config.num_outputs,
@@ -97,7 +101,17 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     scores = evaluator(variables)
     if processes.is_first():
       save_weights(Path(workdir, FOLDER), variables, _card(config, step, scores))
-    return scores
+    return scores, {}
+
+  def write_report():
+    write_training_report(
+      workdir,
+      title=f'inverse network {config.name}',
+      config=config,
+      defaults=inversenet.get_config(),
+      started=started,
+      panels=[Panel(title, patterns) for title, patterns in _PANELS.items()],
+    )
 
   state = run_steps(
     parallel.pmap(step_fn, donate_state=True),
@@ -110,6 +124,7 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     workdir=workdir,
     schedule=schedule,
     free_to_change=('cache_dir',),
+    on_evaluated=write_report,
   )
   if processes.is_first():
     save_curves(workdir, _PANELS)

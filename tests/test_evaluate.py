@@ -73,6 +73,14 @@ def test_every_pixel_is_counted_once_whatever_the_batch(batch_size):
   assert sorted(seen) == sizes
 
 
+@pytest.mark.parametrize('key', ['sheet_images', 'report_images'])
+def test_a_number_of_images_below_0_is_told(key):
+  config = default.get_config()
+  config.eval[key] = -1
+  with pytest.raises(ValueError, match=f'config.eval.{key}=-1; give 0'):
+    Evaluator(PixelModel(), DATASET, config)
+
+
 def test_groups_are_of_one_size_and_lose_nothing():
   rng = np.random.RandomState(0)
   examples = [{'index': i, 'image': np.zeros((rng.randint(1, 40), 4, 3))} for i in range(200)]
@@ -171,6 +179,9 @@ def test_the_command_agrees_with_cityscapesscripts(cityscapes, tmp_path, monkeyp
     with Image.open(next(Path(tmp_path, 'evaluation', kind).rglob('*.png'))) as picture:
       assert (picture.size, picture.mode) == ((128, 64), mode)
   assert (tmp_path / 'evaluation' / 'sheet.png').is_file()
+  report = (tmp_path / 'evaluation' / 'report.html').read_text()
+  assert f'<dd>{100 * ours["miou"]:.2f}<small> %</small></dd>' in report
+  assert report.count('alt="boundary probability of town/') == 3 + 3
 
 
 def test_weights_of_other_classes_are_refused(cityscapes, tmp_path):

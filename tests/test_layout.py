@@ -30,6 +30,7 @@ ALLOWED = {
   'cli': {'mistakes', 'usage'},
   'mistakes': set(),
   'usage': set(),
+  'html_report': {'curves', 'data', 'html_report', 'metrics', 'outputs', 'parallel', 'processes'},
 }
 
 

@@ -16,6 +16,7 @@ from if_jax.metrics import (
   boundary_f_score,
   boundary_iou,
   confusion_matrix,
+  count_confusion,
   iou_from_confusion,
 )
 
@@ -47,19 +48,23 @@ def test_confusion_equals_a_loop_over_pixels(seed, num_classes):
   labels, predictions = random_maps(seed, (9, 14), num_classes)
   counts = confusion_matrix(labels, predictions, num_classes=num_classes)
   assert counts.dtype == jnp.int32
-  np.testing.assert_array_equal(counts, confusion_by_loop(labels, predictions, num_classes))
+  expected = confusion_by_loop(labels, predictions, num_classes)
+  np.testing.assert_array_equal(counts, expected)
+  np.testing.assert_array_equal(count_confusion(labels, predictions, num_classes), expected)
 
 
 def test_confusion_ignores_every_label_outside_the_classes():
   labels = np.array([[0, 1, 2, 255, 3, -1, -255, 200]])
   predictions = np.array([[0, 2, 2, 1, 1, 0, 2, 0]])
-  counts = confusion_matrix(labels, predictions, num_classes=3)
-  np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 1], [0, 0, 1]])
+  for count in (confusion_matrix, count_confusion):
+    counts = count(labels, predictions, num_classes=3)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 1], [0, 0, 1]])
 
 
 def test_confusion_drops_predictions_outside_the_classes():
-  counts = confusion_matrix(np.array([[0, 1, 1]]), np.array([[-1, 2, 1]]), num_classes=2)
-  np.testing.assert_array_equal(counts, [[0, 0], [0, 1]])
+  for count in (confusion_matrix, count_confusion):
+    counts = count(np.array([[0, 1, 1]]), np.array([[-1, 2, 1]]), num_classes=2)
+    np.testing.assert_array_equal(counts, [[0, 0], [0, 1]])
 
 
 def test_masking_equals_dropping():

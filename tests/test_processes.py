@@ -75,6 +75,12 @@ def test_two_processes_train_as_one(tmp_path, together):
     tmp_path / name / 'evaluation' / 'sheet.png' for name in ('evaluated', 'evaluated_alone')
   )
   assert len({sheet.read_bytes() for sheet in sheets}) == 1
+  reports = (
+    (tmp_path / name / 'evaluation' / 'report.html').read_text()
+    for name in ('evaluated', 'evaluated_alone')
+  )
+  first, second = (re.findall('<img src="data:[^>]*', report) for report in reports)
+  assert first == second and len(first) == 2 * 2 * 5
   again = run_tiny(tmp_path / 'two', *flags, devices=2)
   assert 'it ran on 4 devices of 2 processes, now on 2 of 1; sums are rounded' in again.log
 

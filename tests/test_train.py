@@ -130,6 +130,12 @@ def test_the_command_trains(tmp_path):
   _, card = load_weights(whole / 'best')
   best = max((line for line in lines if 'val/miou' in line), key=lambda line: line['val/miou'])
   assert (card['model'], card['step']) == ('hrnet16_slim', best['step'])
+  report = (whole / 'report.html').read_text()
+  assert f'step {best["step"]}</small>' in report
+  assert 'hrnet16_slim on streets' in report and 'data:image/webp;base64,' in report
+  # The three images of the split, as they are segmented at each evaluation.
+  events = b''.join(path.read_bytes() for path in (whole / 'tensorboard').iterdir())
+  assert events.count(b'val/pictures/streets_') == 2 * 3
   assert load_weights(whole / 'last')[1]['step'] == 4
   ious = [score for name, score in lines[-1].items() if name.startswith('val/iou/')]
   assert np.mean([iou for iou in ious if iou is not None]) == pytest.approx(lines[-1]['val/miou'])

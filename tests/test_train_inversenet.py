@@ -184,6 +184,8 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path, monkeypatc
   assert [line['step'] for line in scores] == [2, 4]
   assert all(np.isfinite(x) for line in lines for x in line.values())
   assert (whole / 'curves.png').is_file()
+  report = (whole / 'report.html').read_text()
+  assert 'Error of shifts' in report and 'sources.<' in report
   apply_fn, variables = load_inversenet(whole / 'inversenet')
   tiles = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
   assert jax.eval_shape(apply_fn, variables, tiles, tiles).shape == (1, 4)
