@@ -182,7 +182,7 @@ def _say_where_it_is(workdir: str) -> None:
   score, step = _best(workdir)
   print(f'best    {workdir}/best, mIoU {100 * score:.2f} % at step {step}')
   print(f'last    {workdir}/last')
-  print(f'curves  {workdir}/curves.png')
+  print(f'report  {workdir}/report.html')
 
 
 def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
