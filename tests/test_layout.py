@@ -28,6 +28,8 @@ ALLOWED = {
   'inversenet_step': {'boundary_pairs', 'guard', 'losses', 'ops'},
   'loop': {'checkpoints', 'data', 'guard', 'parallel', 'processes', 'report', 'stopping'},
   'cli': set(),
+  'onnx_graph': set(),
+  'onnx_translation': {'onnx_graph'},
 }
 
 
