@@ -198,11 +198,8 @@ def _multiply_matrices(graph, eqn, x, y):
 
 def _concatenate(graph, eqn, *inputs):
   axis = eqn.params['dimension']
-  return graph.add('Concat', *inputs, axis=_stored_axis(eqn, axis))
-
-
-def _stored_axis(eqn, axis):
-  return _STORE.index(axis) if eqn.invars[0].aval.ndim == 4 else axis
+  stored_axis = _STORE.index(axis) if eqn.outvars[0].aval.ndim == 4 else axis
+  return graph.add('Concat', *inputs, axis=stored_axis)
 
 
 def _reshape(graph, eqn, x):
@@ -223,25 +220,9 @@ def _broadcast(graph, eqn, x):
   return _store(x, len(new))
 
 
-def _squeeze(graph, eqn, x):
-  axes = np.array(eqn.params['dimensions'], np.int64)
-  x = graph.add('Squeeze', _read(x, eqn.invars[0].aval.ndim), axes)
-  return _store(x, eqn.outvars[0].aval.ndim)
-
-
-def _permute(graph, eqn, x):
-  order = eqn.params['permutation']
-  x = graph.add('Transpose', _read(x, len(order)), perm=order)
-  return _store(x, len(order))
-
-
 def _argmax(graph, eqn, x):
   (axis,) = eqn.params['axes']
-  # Of [B, C, H, W] without C, the rest is in its order.
-  if eqn.invars[0].aval.ndim == 4 and axis == 3:
-    axis = 1
-  else:
-    x = _read(x, eqn.invars[0].aval.ndim)
+  x = _read(x, eqn.invars[0].aval.ndim)
   index = graph.add('ArgMax', x, axis=axis, keepdims=0)
   return graph.add('Cast', index, to=element_type(eqn.params['index_dtype']))
 
@@ -281,12 +262,9 @@ _RULES = {
   'logistic': _unary('Sigmoid'),
   'max': _maximum,
   'mul': _multiply,
-  'neg': _unary('Neg'),
   'reduce_max': _reduction('ReduceMax'),
   'reduce_sum': _reduction('ReduceSum'),
   'reshape': _reshape,
-  'squeeze': _squeeze,
   'stop_gradient': lambda graph, eqn, x: x,
   'sub': _binary('Sub'),
-  'transpose': _permute,
 }

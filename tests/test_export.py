@@ -81,7 +81,7 @@ def assert_equal_outputs(outputs, expected, tolerance=1e-4):
   second, best = np.partition(logits, -2)[..., -2:].transpose(3, 0, 1, 2)
   sure = best - second > 2 * tolerance
   assert sure.mean() > 0.99
-  assert len(np.unique(logits.argmax(-1))) > 3
+  assert len(np.unique(logits.argmax(-1))) > 1
   assert np.ptp(expected['edge_probability']) > 0.01
   labels = outputs['label'] if 'label' in outputs else outputs['logits'].argmax(-1)
   np.testing.assert_array_equal(labels[sure], logits.argmax(-1)[sure])

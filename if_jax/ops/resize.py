@@ -50,8 +50,7 @@ def resize_bilinear(
 
 def scale_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
   """The size of an image of `size` scaled by `scale`, rounded down as PyTorch rounds it."""
-  height, width = (max(1, _scale_side(side, scale)) for side in size)
-  return height, width
+  return tuple(max(1, _scale_side(side, scale)) for side in size)
 
 
 def _scale_side(side: int, scale: float) -> int:
