@@ -39,7 +39,10 @@ _INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a fo
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'predict, export: where to; default: WORKDIR/predictions, WORKDIR/export.'
 )
-_SIZE = flags.DEFINE_string('size', None, 'export: HEIGHTxWIDTH of the images, in pixels.')
+_SIZE = flags.DEFINE_string(
+  'size', None, 'export: HEIGHTxWIDTH of the images, in pixels; default: any.'
+)
+_FORMAT = flags.DEFINE_string('format', 'stablehlo', 'export: stablehlo or onnx.')
 # Several processes, see docs/multi_machine.md.
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'HOST:PORT of process 0, the same for all; auto: ask the cluster.'
@@ -80,8 +83,6 @@ def main() -> int:
     raise ValueError('--input=PATH is missing: an image, a video, or a folder of images')
   if mode == 'predict' and _COORDINATOR.value:
     raise ValueError('--mode=predict runs alone; give each process a folder, without --coordinator')
-  if mode == 'export' and not _SIZE.value:
-    raise ValueError('--size=HEIGHTxWIDTH is missing: of the images, such as --size=512x1024')
   if mode == 'export' and _COORDINATOR.value:
     raise ValueError('--mode=export runs alone; leave out --coordinator')
 
@@ -117,7 +118,7 @@ def main() -> int:
     elif mode == 'export':
       from if_jax.export import export_weights
 
-      export_weights(config, workdir, _SIZE.value, output)
+      export_weights(config, workdir, output, size=_SIZE.value, file_format=_FORMAT.value)
     else:
       from if_jax.predict import predict_paths
 

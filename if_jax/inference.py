@@ -69,13 +69,15 @@ def predict(
   """
 
   def one(image):
-    outputs = _predict_batch(model, variables, image[None], looks)
+    outputs = predict_batch(model, variables, image[None], looks)
     return jax.tree.map(lambda x: x[0], outputs)
 
   return jax.lax.map(one, images)
 
 
-def _predict_batch(model, variables, images, looks):
+def predict_batch(model, variables: Mapping, images: jax.Array, looks: Looks = Looks()) -> Outputs:
+  """Segments a batch of images at once; else as `predict`."""
+
   def forward(image):
     return model.apply(variables, image, train=False)
 

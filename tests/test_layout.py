@@ -31,6 +31,8 @@ ALLOWED = {
   'mistakes': set(),
   'usage': set(),
   'html_report': {'curves', 'data', 'html_report', 'metrics', 'outputs', 'parallel', 'processes'},
+  'onnx_graph': set(),
+  'onnx_translation': {'onnx_graph'},
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,22 @@ def test_whole_factors_equal_the_general_path(size):
   rows, columns = _weights(6, size[0], False), _weights(9, size[1], False)
   expected = np.einsum('ph,bhwc,qw->bpqc', rows, image, columns)
   np.testing.assert_allclose(resize_bilinear(image, size), expected, atol=1e-5)
+
+
+def test_a_program_for_any_size_resizes_as_one_for_each():
+  """Larger, smaller, by whole factors and by others; `jax.export` gives sizes as symbols."""
+  sizes = [lambda h, w: (4 * h, (w + 1) // 2), lambda h, w: ((h - 1) // 2 + 1, 2 * w - 3)]
+  symbols = jax.export.symbolic_shape('h, w', constraints=['h >= 4', 'w >= 4'])
+  for size_of in sizes:
+    resize = jax.jit(lambda x, size_of=size_of: resize_bilinear(x, size_of(*x.shape[1:3])))
+    program = jax.export.export(resize)(jax.ShapeDtypeStruct((2, *symbols, 3), jnp.float32))
+    for shape in ((6, 9), (13, 8)):
+      image = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+      rows, columns = (
+        _weights(old, new, False) for old, new in zip(shape, size_of(*shape), strict=True)
+      )
+      expected = np.einsum('ph,bhwc,qw->bpqc', rows, image, columns)
+      np.testing.assert_allclose(program.call(image), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('align_corners', [False, True])

@@ -2,8 +2,10 @@
 
 import functools
 import math
+from fractions import Fraction
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,6 +36,10 @@ def resize_bilinear(
   """
   if image.ndim != 4:
     raise ValueError(f'image must be [B, H, W, C], got shape {image.shape}')
+  if any(map(jax.export.is_symbolic_dim, (*size, *image.shape[1:3]))):
+    if align_corners:
+      raise ValueError('align_corners=True needs sizes that are numbers')
+    return _resize_symbolic(image, size)
   if min(size) < 1:
     raise ValueError(f'size must be positive, got {size}')
   # The axis that shrinks most goes first: the second then has less to do.
@@ -44,7 +50,14 @@ def resize_bilinear(
 
 def scale_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
   """The size of an image of `size` scaled by `scale`, rounded down as PyTorch rounds it."""
-  return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+  return tuple(max(1, _scale_side(side, scale)) for side in size)
+
+
+def _scale_side(side: int, scale: float) -> int:
+  if not jax.export.is_symbolic_dim(side):
+    return int(side * scale)
+  ratio = Fraction(scale).limit_denominator(1000)
+  return side * ratio.numerator // ratio.denominator
 
 
 def _resize_axis(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.Array:
@@ -56,6 +69,26 @@ def _resize_axis(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.
   if not align_corners and length % out == 0:
     return _shrink(x, axis, length // out)
   return _resize_by_product(x, axis, jnp.asarray(_weights(length, out, align_corners), x.dtype))
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _resize_symbolic(image: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes where a size is a symbol of `jax.export`, of which no short cut can be told.
+
+  Under jit it stays one named operation of the program, which if_jax/onnx_translation.py knows.
+  """
+  for axis in (1, 2):
+    length, out = image.shape[axis], size[axis - 1]
+    if out == length:
+      continue
+    # Pixel centres in whole numbers of 1 / (2 * out): float32 would be off by 1e-4 of a pixel.
+    centre = jnp.maximum((2 * jnp.arange(out) + 1) * length - out, 0)
+    low = centre // (2 * out)
+    fraction = ((centre % (2 * out)) / (2 * out)).astype(image.dtype)
+    fraction = jnp.expand_dims(fraction, [a for a in range(4) if a != axis])
+    below, above = (jnp.take(image, low + i, axis, mode='clip') for i in range(2))
+    image = below * (1 - fraction) + above * fraction
+  return image
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
