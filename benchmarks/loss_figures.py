@@ -10,11 +10,13 @@ python -m benchmarks.loss_figures
 import argparse
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.results import COLORS, print_table, run, save_figure
 from benchmarks.tiles import PIXEL, TILE_SIZE
@@ -74,6 +76,9 @@ def measure(arguments: argparse.Namespace) -> dict:
   print_table('How the boundaries were moved, and the answer', rows)
   maps = [np.asarray(x)[0, ..., 0] for x in (truth, prediction, undone)]
   save_figure(_draw(image, corner, maps, gradients, losses), arguments.output, 'loss_figures')
+  # A quarter of the bytes.
+  path = Path(arguments.output, 'loss_figures.png')
+  Image.open(path).convert('RGB').quantize(128).save(path, optimize=True)
   return {'rows': rows, 'loss': dict(zip(_MULTIPLES.round(2).tolist(), losses, strict=True))}
 
 

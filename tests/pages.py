@@ -66,7 +66,8 @@ def _command(line, in_block):
     match = re.match(rf'(?:[A-Z_]+=\S+ |srun |exec )*{pattern}(?= |$)', line)
     if match:
       name = next(iter(match.groupdict().values()), '')
-      arguments = shlex.split(line[match.end() :], comments=True)
+      # The number of a process, where a cluster tells it.
+      arguments = shlex.split(re.sub(r'\$\w+', '1', line[match.end() :]), comments=True)
       return Command(line, program, name, arguments, in_block)
   return None
 
