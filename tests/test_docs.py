@@ -39,9 +39,12 @@ def _compile_in_haste():
 def folder(tmp_path_factory):
   """Where the files are that the pages speak of."""
   path = tmp_path_factory.mktemp('docs')
-  for name, place in (('hrnet18', 'weights/hrnet18'), ('hrnet16_slim', 'runs/streets/best')):
+  places = {'hrnet18': ['weights/hrnet18'], 'hrnet16_slim': ['runs/mine/best', 'runs/streets/best']}
+  for name in places:
     variables = from_torch(reference.state_dict(name), name)
-    save_weights(path / place, variables, make_card(name, create_model(name), CITYSCAPES))
+    card = make_card(name, create_model(name), CITYSCAPES)
+    for place in places[name]:
+      save_weights(path / place, variables, card)
   for name in ('photo.jpg', 'street.jpg'):
     Image.fromarray(np.full((32, 64, 3), 128, np.uint8)).save(path / name)
 
@@ -91,6 +94,8 @@ def test_blocks_run(block, folder, monkeypatch):
     assert names['outputs']['logits'].shape == (1, 32, 64, 19)
   elif 'outputs' in names:
     assert names['outputs']['label'].dtype == np.uint8
+  if 'again' in names:
+    jax.tree.map(np.testing.assert_array_equal, names['again'], names['variables'])
 
 
 @pytest.mark.parametrize('number', [1, 2, 3], ids=['linen', 'nnx', 'equinox'])
