@@ -16,7 +16,6 @@ PROGRAMS = {
   'main': rf'(?:{_PYTHON} (?:main\.py|-m if_jax)|if-jax)',
   'convert': rf'(?:{_PYTHON} -m convert|if-jax-convert)',
   'benchmark': rf'{_PYTHON} -m benchmarks\.(?P<name>\w+)',
-  'file': rf'{_PYTHON} (?P<file>[\w/]+\.py)',
 }
 
 
@@ -31,7 +30,7 @@ class Command(NamedTuple):
   Attributes:
     line: as it stands there, in one line.
     program: a key of `PROGRAMS`.
-    name: of a benchmark or a file, else ''.
+    name: of a benchmark, else ''.
     arguments: as a shell splits them.
     in_block: whether it stands in a block, ready to run, or in a sentence.
   """
@@ -65,7 +64,7 @@ def _command(line, in_block):
     # In front there may be variables of the environment, srun, exec.
     match = re.match(rf'(?:[A-Z_]+=\S+ |srun |exec )*{pattern}(?= |$)', line)
     if match:
-      name = next(iter(match.groupdict().values()), '')
+      name = match.groupdict().get('name', '')
       # The number of a process, where a cluster tells it.
       arguments = shlex.split(re.sub(r'\$\w+', '1', line[match.end() :]), comments=True)
       return Command(line, program, name, arguments, in_block)

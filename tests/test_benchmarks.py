@@ -190,8 +190,6 @@ def test_the_loss_is_drawn(tmp_path, monkeypatch):
   record = json.loads((tmp_path / 'loss_figures.json').read_text())
   moved = [row['moved by'] for row in record['rows']]
   np.testing.assert_allclose(moved, [5, -3, 1, 1], rtol=1e-5)
-  # Where lines come in and go out, centres of mass know the direction at least.
-  assert record['rows'][0]['answer'] * record['rows'][1]['answer'] < 0
   assert min(record['loss'], key=record['loss'].get) == '0.0'
   assert 10_000 < (tmp_path / 'loss_figures.png').stat().st_size < 300_000
 

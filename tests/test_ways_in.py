@@ -37,8 +37,11 @@ def copy(tmp_path):
   return folder
 
 
-def run(folder, *parts, more=()):
-  """Runs the README's command that has these parts, with more flags; gives what it printed."""
+def run(folder, *parts, main='main.py', more=()):
+  """Runs the README's command that has these parts, with more flags; gives what it printed.
+
+  By another `main`, if one is given.
+  """
   (command,) = (
     x
     for x in pages.commands('README.md')
@@ -46,7 +49,7 @@ def run(folder, *parts, more=()):
   )
   python, *line = shlex.split(command.line)
   assert python == 'python'
-  return run_python(folder, *line, *more)
+  return run_python(folder, *(main if x == 'main.py' else x for x in line), *more)
 
 
 def run_python(folder, *arguments):
@@ -60,7 +63,7 @@ def run_python(folder, *arguments):
     env=environment,
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=1200,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout
@@ -109,7 +112,11 @@ def test_a_published_checkpoint_is_evaluated(copy, tmp_path):
   assert (copy / 'runs/hrnet18/evaluation/sheet.png').is_file()
 
 
-def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy, tmp_path):
+# Compiling a step of a real network takes minutes.
+@pytest.mark.parametrize(
+  'main', ['tests/tiny_main.py', pytest.param('main.py', marks=pytest.mark.slow)]
+)
+def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy, tmp_path, main):
   rng = np.random.default_rng(0)
   root = tmp_path / 'mine'
   for split, count in (('train', 4), ('val', 2)):
@@ -120,12 +127,12 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
   classes = [{'name': x, 'color': [80 * i, 0, 0]} for i, x in enumerate(NAMES)]
   data = [f'--config.data.root={root}']
   (root / 'classes.json').write_text(json.dumps({'classes': classes, 'ignore': [255]}))
-  assert '0 problems in folder val' in run(copy, '--mode=check_data', more=data)
+  assert 'no problems in folder val' in run(copy, '--mode=check_data', more=data)
 
   few = ['num_steps=3', 'eval_every=3', 'checkpoint_every=3', 'log_every=1', 'batch_size=2']
   flags = [f'--config.train.{x}' for x in few]
   flags += ['--config.augment.crop_size=(32,64)', '--config.loss.tile_rows=1']
-  run(copy, '--mode=train', '--config=configs/folder.py', more=data + flags)
+  run(copy, '--mode=train', '--config=configs/folder.py', main=main, more=data + flags)
   lines = [json.loads(x) for x in (copy / 'runs/mine/metrics.jsonl').read_text().splitlines()]
   losses = [x['train/loss'] for x in lines if 'train/loss' in x]
   assert len(losses) == 3 and np.isfinite(losses).all()
@@ -140,7 +147,7 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
   for _ in range(3):
     film.write(draw(rng)[0])
   film.release()
-  run(copy, '--mode=predict')
+  run(copy, '--mode=predict', main=main)
   out = copy / 'labelled'
   ids = [out / 'label_ids/deep/photo.png', *sorted((out / 'label_ids/film').glob('*.png'))]
   assert len(ids) == 4
