@@ -12,7 +12,14 @@ from scipy.stats import spearmanr
 
 pytest.importorskip('matplotlib')
 
-from benchmarks import basin_of_attraction, free_edge_logits, inversenet_accuracy, tiles
+from benchmarks import (
+  basin_of_attraction,
+  free_edge_logits,
+  inversenet_accuracy,
+  loss_figures,
+  operations,
+  tiles,
+)
 
 
 @jax.tree_util.Partial
@@ -175,3 +182,23 @@ def test_mistakes_are_told_in_a_sentence(capsys):
   with pytest.raises(SystemExit):
     inversenet_accuracy.main(['--dataset=camvid'])
   assert 'the data set camvid needs root' in capsys.readouterr().err
+
+
+def test_the_loss_is_drawn(tmp_path, monkeypatch):
+  monkeypatch.setattr(loss_figures, 'load_inversenet', lambda _: (centroid_net,))
+  loss_figures.main([f'--output={tmp_path}', '--seed=1', '--shift', '5', '-3', '--scale=1'])
+  record = json.loads((tmp_path / 'loss_figures.json').read_text())
+  moved = [row['moved by'] for row in record['rows']]
+  np.testing.assert_allclose(moved, [5, -3, 1, 1], rtol=1e-5)
+  assert min(record['loss'], key=record['loss'].get) == '0.0'
+  assert 10_000 < (tmp_path / 'loss_figures.png').stat().st_size < 300_000
+
+
+def test_a_picture_without_a_street_around_it_is_refused(tmp_path):
+  with pytest.raises(SystemExit):
+    loss_figures.main([f'--output={tmp_path}', '--column=0'])
+
+
+def test_operations_of_a_product_are_those_of_its_definition():
+  matrices = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)
+  assert operations.operations(jnp.matmul, *matrices) == 2 * 3 * 5 * 7

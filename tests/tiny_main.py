@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from if_jax import evaluate, train  # noqa: E402
+from if_jax import evaluate, predict, train  # noqa: E402
 from if_jax.models.layers import BatchNorm  # noqa: E402
 
 
@@ -87,6 +87,7 @@ train.model_from_config = model_from_config
 evaluate.model_from_card = lambda config, card: Network(
   len(card['label_set']['classes']), True, None
 )
+predict.model_from_card = evaluate.model_from_card
 if 'FAULT' in os.environ:
   train.train_batches = batches_with_fault
 if __name__ == '__main__':
