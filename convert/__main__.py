@@ -22,7 +22,7 @@ from convert.names import MODEL_NAMES
 from if_jax import cli
 from if_jax.data.labels import CITYSCAPES, LabelSet, load_label_set
 from if_jax.models import create_model
-from if_jax.weights import WEIGHTS_FILE, load_weights, make_card, save_weights
+from if_jax.weights import WEIGHTS_FILE, find_weights, load_weights, make_card, save_weights
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A .pth file; with --reverse, our folder.')
 _MODEL = flags.DEFINE_enum('model', None, MODEL_NAMES, 'Which network the weights are of.')
@@ -63,6 +63,7 @@ def _to_weights(checkpoint: Path, name: str, output: Path) -> None:
 
 
 def _to_pytorch(folder: Path, name: str, output: Path) -> None:
+  folder = find_weights(folder)
   variables, card = load_weights(folder)
   if card['model'] != name:
     raise ValueError(f'the weights in {folder} are of {card["model"]}, not of --model={name}')

@@ -52,7 +52,7 @@ def main() -> int:
     close = difflib.get_close_matches(mode, MODES, n=1)
     hint = f' Did you mean {close[0]}?' if close else ''
     raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint}')
-  if not _WORKDIR.value and mode != 'check_data':
+  if not _WORKDIR.value and mode not in ('check_data', 'predict'):
     raise ValueError('--workdir=DIR is missing: the folder of the run')
   # A shell leaves the ~ of --workdir=~/x as it is.
   workdir, source, output = (

@@ -13,7 +13,7 @@ from if_jax.inference import Looks
 from if_jax.losses import LossWeights, joint_loss
 from if_jax.models import create_model
 from if_jax.models.inversenet import load_inversenet
-from if_jax.weights import label_set_of
+from if_jax.weights import DEFAULT_WEIGHTS, label_set_of
 
 
 def model_from_config(config: ConfigDict, num_classes: int, **options):
@@ -68,17 +68,21 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
   return Partial(loss_fn, inverse_net=inverse_net)
 
 
-def weights_folder(config: ConfigDict, workdir: str) -> Path:
+def weights_folder(config: ConfigDict, workdir: str | None) -> Path:
   """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`.
+
+  With neither, the name of those that come with the package.
 
   Raises:
     ValueError: both are there, and differ: the weights a training started from are easily taken
       for those it ended with.
   """
-  best = Path(workdir, 'best')
   if not config.init_from:
-    return best
+    return Path(workdir, 'best') if workdir else Path(DEFAULT_WEIGHTS)
   folder = Path(config.init_from).expanduser()
+  if not workdir:
+    return folder
+  best = Path(workdir, 'best')
   if best.is_dir() and folder.resolve() != best.resolve():
     raise ValueError(
       f'both {folder} (config.init_from) and {best} hold weights; for those of the run give '

@@ -29,7 +29,7 @@ import if_jax
 from if_jax import __main__ as command_line
 from if_jax.data.decode import decode_image
 from if_jax.losses import cross_entropy, inverseform
-from if_jax.models import MODELS, create_model
+from if_jax.models import MODELS, ModelSpec, create_model
 from if_jax.models.hrnet import HRNetSpec
 from if_jax.models.inversenet import load_inversenet
 from if_jax.models.segmenter import Segmenter
@@ -121,7 +121,7 @@ def main():
 
 
 if __name__ == '__main__':
-  MODELS['tiny'] = (Segmenter, {'backbone_spec': TINY})
+  MODELS['tiny'] = ModelSpec(Segmenter, {'backbone_spec': TINY})
   if len(sys.argv) > 1:
     command_line.start()
   main()
