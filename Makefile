@@ -22,6 +22,7 @@ test: $(VENV)/installed-test lint
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 # Installs the package beside nothing else, and tries it: PYTHON=python3.13 VERSIONS=lowest-direct.
 compatibility:
@@ -42,5 +43,5 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed pyproject.toml
-	$(PY) -m pip install --quiet --editable '.[test]'
+	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $@

@@ -42,8 +42,8 @@ def main() -> None:
     if not flag.value:
       raise ValueError(f'--{flag.name} is missing; see python -m convert --help')
   convert = _to_pytorch if _REVERSE.value else _to_weights
-  source, target = (Path(flag.value).expanduser() for flag in (_CHECKPOINT, _OUTPUT))
-  convert(source, _MODEL.value, target)
+  source, target = (Path(flag.value or '').expanduser() for flag in (_CHECKPOINT, _OUTPUT))
+  convert(source, _MODEL.value or '', target)
 
 
 def _to_weights(checkpoint: Path, name: str, output: Path) -> None:

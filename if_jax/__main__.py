@@ -56,7 +56,7 @@ def main() -> int:
     raise ValueError('--workdir=DIR is missing: the folder of the run')
   # A shell leaves the ~ of --workdir=~/x as it is.
   workdir, source, output = (
-    flag.value and os.path.expanduser(flag.value) for flag in (_WORKDIR, _INPUT, _OUTPUT)
+    os.path.expanduser(flag.value or '') for flag in (_WORKDIR, _INPUT, _OUTPUT)
   )
   try:
     config = _CONFIG.value.lock()  # A file that cannot be loaded raises at its first use.
@@ -111,7 +111,7 @@ def main() -> int:
     elif mode == 'export':
       from if_jax.export import export_weights
 
-      export_weights(config, workdir, _SIZE.value, output)
+      export_weights(config, workdir, _SIZE.value or '', output)
     else:
       from if_jax.predict import predict_paths
 

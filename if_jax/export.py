@@ -127,7 +127,7 @@ def parse_size(text: str) -> tuple[int, int]:
     (512, 1024)
   """
   match = re.fullmatch(r'(\d{1,6})x(\d{1,6})', text, re.ASCII)
-  size = tuple(map(int, match.groups())) if match else (0, 0)
+  size = (int(match[1]), int(match[2])) if match else (0, 0)
   if not all(_MIN_SIDE <= side <= _MAX_SIDE for side in size):
     raise ValueError(
       f'--size={text}: give HEIGHTxWIDTH in pixels, each {_MIN_SIDE} to {_MAX_SIDE}, '

@@ -33,7 +33,7 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: int32, how many of the steps changed nothing, because something was not finite.
   """
 
-  step: jax.Array
+  step: jax.Array | np.ndarray
   variables: Any
   opt_state: Any
   skipped: jax.Array | np.int32 = np.int32(0)

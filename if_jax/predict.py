@@ -122,7 +122,7 @@ class Predictor:
 
 
 def predict_paths(
-  config: ConfigDict, workdir: str | None, input_path: str, output: str | None = None
+  config: ConfigDict, workdir: str, input_path: str, output: str | None = None
 ) -> list[str]:
   """Segments an image, a video, or all of them below a folder, and writes what is to be seen.
 
@@ -132,7 +132,7 @@ def predict_paths(
 
   Args:
     config: see configs/default.py; the weights are those of `config.init_from`.
-    workdir: of the run whose weights are taken if `config.init_from` is empty; None: without
+    workdir: of the run whose weights are taken if `config.init_from` is empty; '': without
       `config.init_from`, weights that come with the package.
     input_path: an image, a video, or a folder.
     output: folder to write to, made if it is not there; None: `workdir/predictions`, without a
@@ -143,7 +143,7 @@ def predict_paths(
     FileNotFoundError: there is nothing at `input_path`.
     ValueError: nothing to predict, weights that cannot be used, or pictures they cannot give.
   """
-  folder = Path(output or Path(workdir or '', 'predictions'))
+  folder = Path(output or Path(workdir, 'predictions'))
   inputs = find_inputs(Path(input_path), folder)
   weights = weights_folder(config, workdir)
   predictor = Predictor(weights, config)

@@ -10,6 +10,7 @@ import pathlib
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import rich.box
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def metrics_table(
-  result: Mapping[str, np.ndarray | float],
+  result: Mapping[str, Any],
   class_names: Sequence[str],
   *,
   markdown: bool = False,
@@ -84,7 +85,7 @@ def metrics_table(
 
 
 def print_table(
-  result: Mapping[str, np.ndarray | float],
+  result: Mapping[str, Any],
   class_names: Sequence[str],
   console: Console | None = None,
 ) -> None:
@@ -150,14 +151,14 @@ class MetricWriter:
     Raises:
       OSError: the disk is full.
     """
-    record = {'step': int(step)}
+    record: dict[str, float | None] = {'step': int(step)}
     for name, value in scalars.items():
       name = f'{prefix}/{name}' if prefix else name
       if np.ndim(value):
         raise ValueError(f'{name} has shape {np.shape(value)}, but only single numbers are written')
-      is_integer = np.issubdtype(np.asarray(value).dtype, np.integer)
-      value = int(value) if is_integer else float(value)
-      record[name] = value if math.isfinite(value) else None
+      array = np.asarray(value)
+      number = int(array) if np.issubdtype(array.dtype, np.integer) else float(array)
+      record[name] = number if math.isfinite(number) else None
     with self._told():
       self._lines.write(json.dumps(record, allow_nan=False) + '\n')
       self._lines.flush()
@@ -278,7 +279,7 @@ class Progress:
     now = time.monotonic()
     self._recent.append((now, completed))
     if scalars is not None:
-      self._scalars = {name: float(value) for name, value in scalars.items()}
+      self._scalars = {name: float(np.asarray(value)) for name, value in scalars.items()}
     status = self._status(now, completed)
     self._bar.update(self._task, completed=completed, status=status)
     if not self._console.is_terminal and (now >= self._next_line or completed >= self._total):

@@ -68,7 +68,7 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
   return Partial(loss_fn, inverse_net=inverse_net)
 
 
-def weights_folder(config: ConfigDict, workdir: str | None) -> Path:
+def weights_folder(config: ConfigDict, workdir: str) -> Path:
   """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`.
 
   With neither, the name of those that come with the package.

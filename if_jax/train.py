@@ -1,6 +1,7 @@
 """Training of segmentation networks."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -43,7 +44,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   _check(config)
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
-  centroids = ()
+  centroids: Sequence[np.ndarray] = ()
   if config.data.class_uniform:
     centroids = class_centroids(train_set, config.augment.crop_size)
   processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})

@@ -277,7 +277,7 @@ def merge_weights(initial: Mapping, loaded: Mapping, source: str | os.PathLike) 
   fresh = sorted({path.rpartition('/')[0] for path in initial if path not in loaded})
   if fresh:
     logging.info('Not in %s, freshly initialised: %s', source, ', '.join(fresh))
-  return unflatten_dict(initial | loaded, sep='/')
+  return unflatten_dict({**initial, **loaded}, sep='/')
 
 
 def model_shapes(model) -> dict[str, tuple[int, ...]]:

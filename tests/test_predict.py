@@ -194,7 +194,7 @@ def test_weights_of_the_package_predict_if_none_are_named(instant, tmp_path, mon
   save(tmp_path / 'a.png', IMAGE)
   monkeypatch.chdir(tmp_path)
   instant.config.init_from = ''
-  assert predict_paths(instant.config, None, 'a.png') == []
+  assert predict_paths(instant.config, '', 'a.png') == []
   np.testing.assert_array_equal(read('predictions/label_ids/a.png'), IMAGE[..., 0] // 25)
   line, *_ = capsys.readouterr().out.splitlines()
   assert line.startswith(f'by the weights {weights.DEFAULT_WEIGHTS} of the package')

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ INVERSE_NETS: dict[str, Callable[..., nn.Module]] = {
 
 def load_inversenet(
   name_or_path: str | os.PathLike = 'default', *, num_outputs: int | None = None
-) -> tuple[Callable[[Mapping, jax.Array, jax.Array], jax.Array], dict[str, Any]]:
+) -> tuple[Callable[..., Any], dict[str, Any]]:
   """Loads a trained inverse network.
 
   Args:

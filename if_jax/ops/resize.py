@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 
 def resize_bilinear(
-  image: jax.Array, size: tuple[int, int], *, align_corners: bool = False
+  image: jax.Array, size: Sequence[int], *, align_corners: bool = False
 ) -> jax.Array:
   """Resizes to `size` by bilinear interpolation, never antialiased. Reverse mode only.
 
@@ -42,7 +43,7 @@ def resize_bilinear(
   return image
 
 
-def scale_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def scale_size(size: Sequence[int], scale: float) -> tuple[int, int]:
   """The size of an image of `size` scaled by `scale`, rounded down as PyTorch rounds it."""
   return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
 
