@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.export
 import numpy as np
@@ -91,7 +93,9 @@ def export_weights(config: ConfigDict, workdir: str, size: str, output: str | No
   return output
 
 
-def export_network(model, variables, size: tuple[int, int]) -> jax.export.Exported:
+def export_network(
+  model: nn.Module, variables: Mapping, size: tuple[int, int]
+) -> jax.export.Exported:
   """Makes a network with its weights one StableHLO program, for CPUs and NVIDIA GPUs.
 
   Args:

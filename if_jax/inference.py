@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -48,7 +49,7 @@ class Looks:
 
 
 def predict(
-  model,
+  model: nn.Module,
   variables: Mapping,
   images: jax.Array,
   looks: Looks = Looks(),

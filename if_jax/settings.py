@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.inference import Looks
 from if_jax.losses import LossWeights, joint_loss
-from if_jax.models import create_model
+from if_jax.models import Network, create_model
 from if_jax.models.inversenet import load_inversenet
 from if_jax.weights import DEFAULT_WEIGHTS, label_set_of
 
 
-def model_from_config(config: ConfigDict, num_classes: int, **options):
+def model_from_config(config: ConfigDict, num_classes: int, **options: Any) -> Network:
   """The network of `config.model`, for so many classes."""
   return create_model(
     config.model.name,
@@ -29,7 +29,7 @@ def model_from_config(config: ConfigDict, num_classes: int, **options):
   )
 
 
-def model_from_card(config: ConfigDict, card: dict[str, Any]):
+def model_from_card(config: ConfigDict, card: dict[str, Any]) -> Network:
   """The network that weights are of; how it computes is the configuration's to say."""
   return create_model(
     card['model'],

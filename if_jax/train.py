@@ -4,9 +4,11 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
@@ -119,7 +121,9 @@ def is_best(workdir: str, score: float) -> bool:
   return score > max((x for x in earlier if x is not None), default=-np.inf)
 
 
-def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
+def initial_state(
+  config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
   """The state before the first step: fresh, or from the weights of `config.init_from`."""
   rng = jax.random.key(config.seed)
   image = jnp.zeros((1, 64, 64, 3))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def train_step(
     [dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
   ],
   *,
-  model,
+  model: nn.Module,
   optimizer: optax.GradientTransformation,
   seed: int,
   accumulation: int = 1,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,7 +212,7 @@ def _one_line(error: Exception) -> str:
   return text if text.isprintable() and len(text) <= 500 else ascii(text[:500])
 
 
-def make_card(model_name: str, model, label_set: LabelSet, **more) -> dict[str, Any]:
+def make_card(model_name: str, model: Any, label_set: LabelSet, **more: Any) -> dict[str, Any]:
   """Says what weights are of: the network, its options and its classes."""
   return {
     'model': model_name,
@@ -241,7 +242,7 @@ def label_set_of(card: Mapping[str, Any]) -> LabelSet:
   return label_set_from_json(name, {k: v for k, v in content.items() if k != 'name'})
 
 
-def check_fits(model, variables: Mapping, source: str | os.PathLike) -> None:
+def check_fits(model: nn.Module, variables: Mapping, source: str | os.PathLike) -> None:
   """Raises ValueError, naming every entry that differs, unless the weights are the model's."""
   expected = model_shapes(model)
   given = {path: x.shape for path, x in flatten_dict(variables, sep='/').items()}
@@ -280,7 +281,7 @@ def merge_weights(initial: Mapping, loaded: Mapping, source: str | os.PathLike) 
   return unflatten_dict({**initial, **loaded}, sep='/')
 
 
-def model_shapes(model) -> dict[str, tuple[int, ...]]:
+def model_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
   """'collection/module/leaf' -> shape of all of a model's variables."""
   image = jnp.zeros((1, 64, 64, 3))
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)

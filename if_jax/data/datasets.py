@@ -67,7 +67,7 @@ def load_dataset(
   *,
   root: str | Path | None = None,
   cache_dir: str | Path | None = None,
-  **options,
+  **options: Any,
 ) -> Dataset:
   """Loads a split of a data set; the first time, checks its files and writes them as TFDS does.
 

@@ -10,6 +10,7 @@ import functools
 import json
 import reprlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -215,7 +216,7 @@ def load_label_set(path: str | Path) -> LabelSet:
     raise ValueError(f'{path}: {error}.\n{_CLASS_FILE_TEMPLATE}') from None
 
 
-def label_set_from_json(name: str, content) -> LabelSet:
+def label_set_from_json(name: str, content: Any) -> LabelSet:
   """A label set from the content of a class file, as `LabelSet.to_json` gives it.
 
   Every entry is checked, so that a slip is told by its place and not by a traceback.

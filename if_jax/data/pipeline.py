@@ -73,7 +73,7 @@ class Stream(Iterator[dict]):
   def __exit__(self, *_):
     self.close()
 
-  def close(self):
+  def close(self) -> None:
     """Stops the workers and drops what they have prepared; may be called again."""
     self._finalizer()
 

@@ -15,6 +15,8 @@ from if_jax.models.segmenter import Segmenter
 from if_jax.ops.normalize import MEAN, STD
 from if_jax.weights import check_fits, label_set_of, load_weights
 
+Network = Segmenter | MultiScaleSegmenter
+
 _HRNET18 = HRNetSpec(width=18, modules=(1, 3, 2), blocks=2, stem_blocks=2)
 _HRNET16_SLIM = dataclasses.replace(_HRNET18, width=16, patch_stem=True)
 _HRNET48 = HRNetSpec(width=48, modules=(1, 4, 3), blocks=4, stem_blocks=4)
@@ -41,7 +43,7 @@ class ModelSpec:
     std: their standard deviation.
   """
 
-  network: type[Segmenter] | type[MultiScaleSegmenter]
+  network: type[Network]
   options: Mapping[str, Any]
   source: str = ''
   num_parameters: int | None = None
@@ -102,7 +104,7 @@ def create_model(
   remat: bool = False,
   axis_name: str | None = None,
   scales: tuple[float, ...] | None = None,
-) -> Segmenter | MultiScaleSegmenter:
+) -> Network:
   """Makes a network by name.
 
   Args:
@@ -144,7 +146,7 @@ def create_model(
 
 def from_pretrained(
   name_or_path: str | os.PathLike, **options: Any
-) -> tuple[Segmenter | MultiScaleSegmenter, dict, dict[str, Any]]:
+) -> tuple[Network, dict, dict[str, Any]]:
   """Loads a network with its weights.
 
   Args:

@@ -36,7 +36,7 @@ class MultiScaleSegmenter(nn.Module):
   axis_name: str | None = None
   scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
 
-  def setup(self):
+  def setup(self) -> None:
     conv = functools.partial(Conv, dtype=self.dtype)
     norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
     self.backbone = HRNet(self.backbone_spec, conv, norm, remat=self.remat)
