@@ -73,12 +73,12 @@ def losses():
 
   @jax.jit
   @jax.value_and_grad
-  def loss_fn(logits):
+  def loss_fn(logits, edges):
     total, count = inverseform(logits, edges, inverse_net, tile_rows=1)
     return total / count
 
   (aligned, _), (shifted, gradient) = (
-    loss_fn(6 * jnp.roll(edges, shift, axis=2) - 3) for shift in (0, 6)
+    loss_fn(6 * jnp.roll(edges, shift, axis=2) - 3, edges) for shift in (0, 6)
   )
   assert 0 <= aligned < 0.2 * shifted, (aligned, shifted)
   assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
