@@ -23,7 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file or a name, such as camvid; single keys by --config.KEY=VALUE.'
 )
 _MODE = flags.DEFINE_string('mode', 'train', f'What to do: {", ".join(MODES)}.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if it is not there.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; made if it is not there. predict can do without.'
+)
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a folder of images.')
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'predict, export: where to; default: WORKDIR/predictions, WORKDIR/export.'

@@ -1,7 +1,7 @@
 """The README.md of a weight folder, as people and the Hugging Face hub read it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from if_jax.ops.normalize import MEAN, STD
@@ -11,7 +11,7 @@ _USE = """\
 from if_jax.models import from_pretrained
 from if_jax.ops.normalize import normalize
 
-model, variables, card = from_pretrained('FOLDER')  # this one
+model, variables, card = from_pretrained('FOLDER')  # which holds this file
 outputs = model.apply(variables, normalize(image), train=False)  # image: uint8 [B, H, W, 3], RGB
 labels = outputs['logits'].argmax(-1)  # [B, H, W]
 ```
@@ -41,14 +41,15 @@ def model_card(card: Mapping[str, Any], num_parameters: int) -> str:
   lines = [f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in header.items()]
   parts = ['\n'.join(['---', *lines, '---']), f'# {name}']
   parts.append(
-    f'Weights of [if_jax](https://arxiv.org/abs/2104.02745), boundary-aware semantic segmentation '
-    f'in JAX: {card.get("part", "network")} `{name}`, {num_parameters:,} parameters.'
+    'Weights of if_jax, boundary-aware semantic segmentation in JAX (after '
+    '[InverseForm](https://arxiv.org/abs/2104.02745)): '
+    f'{card.get("part", "network")} `{name}`, {num_parameters:,} parameters.'
   )
   if classes:
     parts.append(_USE.rstrip())
     facts = {
       'classes': f'{len(classes)} of {card["label_set"]["name"]}: {", ".join(classes)}',
-      'images': f'RGB, mean {_numbers(MEAN)}, standard deviation {_numbers(STD)} of 1',
+      'images': f'RGB in [0, 1], mean {_numbers(MEAN)}, standard deviation {_numbers(STD)}',
     }
     if 'miou' in card:
       facts['mean IoU'] = f'{card["miou"]:.1%} in the evaluations of the training'
@@ -76,5 +77,5 @@ def _result(card: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
   return ', '.join(f'{x:.3f}' for x in values)
