@@ -83,7 +83,8 @@ def losses():
   assert 0 <= aligned < 0.2 * shifted, (aligned, shifted)
   assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
   total, count = cross_entropy(jnp.zeros((1, 64, 64, 2)), labels)
-  np.testing.assert_allclose(total / count, np.log(2), rtol=1e-6)
+  # 4096 terms: added one after the other in float32, they round by 1e-5.
+  np.testing.assert_allclose(total / count, np.log(2), rtol=1e-4)
 
 
 def commands():
