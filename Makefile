@@ -6,7 +6,10 @@ DEMO := runs/demo
 # On a CPU, two devices keep two cores busier than one; accelerators do not see it.
 TWO_DEVICES := XLA_FLAGS=--xla_force_host_platform_device_count=2
 
-.PHONY: demo test lint clean
+# Which versions `compatibility` takes: highest, or lowest-direct for the lower bounds.
+VERSIONS ?= highest
+
+.PHONY: demo test lint compatibility clean
 
 # A short training on street scenes that we draw, its evaluation, and pictures to look at.
 demo: $(VENV)/installed
@@ -19,9 +22,18 @@ test: $(VENV)/installed-test lint
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+# Installs the package beside nothing else, and tries it: PYTHON=python3.13 VERSIONS=lowest-direct.
+compatibility:
+	$(PYTHON) -m venv --clear $(VENV)-compatibility
+	$(VENV)-compatibility/bin/python -m pip install --quiet 'uv>=0.9,<1'
+	$(VENV)-compatibility/bin/uv pip install --quiet --python $(VENV)-compatibility \
+	  --resolution $(VERSIONS) --requirement requirements.txt .
+	$(VENV)-compatibility/bin/python tests/smoke.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-compatibility runs
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; choose it with PYTHON=python3.x")'
@@ -31,5 +43,5 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed pyproject.toml
-	$(PY) -m pip install --quiet --editable '.[test]'
+	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $@

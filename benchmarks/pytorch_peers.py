@@ -43,7 +43,7 @@ def create_peer(name: str, variables: Mapping, num_classes: int = 19) -> nn.Modu
 
 def create_network(name: str, num_classes: int = 19) -> nn.Module:
   """The same with PyTorch's initial weights, on its default device and in its default layout."""
-  options = MODELS[name][1]
+  options = MODELS[name].options
   spec = options['backbone_spec']
   if name == 'ocrnet48_hms':
     return MultiScaleSegmenter(spec, num_classes)

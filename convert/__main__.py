@@ -22,7 +22,7 @@ from convert.names import MODEL_NAMES
 from if_jax import cli
 from if_jax.data.labels import CITYSCAPES, LabelSet, load_label_set
 from if_jax.models import create_model
-from if_jax.weights import WEIGHTS_FILE, load_weights, make_card, save_weights
+from if_jax.weights import WEIGHTS_FILE, find_weights, load_weights, make_card, save_weights
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A .pth file; with --reverse, our folder.')
 _MODEL = flags.DEFINE_enum('model', None, MODEL_NAMES, 'Which network the weights are of.')
@@ -42,8 +42,8 @@ def main() -> None:
     if not flag.value:
       raise ValueError(f'--{flag.name} is missing; see python -m convert --help')
   convert = _to_pytorch if _REVERSE.value else _to_weights
-  source, target = (Path(flag.value).expanduser() for flag in (_CHECKPOINT, _OUTPUT))
-  convert(source, _MODEL.value, target)
+  source, target = (Path(flag.value or '').expanduser() for flag in (_CHECKPOINT, _OUTPUT))
+  convert(source, _MODEL.value or '', target)
 
 
 def _to_weights(checkpoint: Path, name: str, output: Path) -> None:
@@ -63,6 +63,7 @@ def _to_weights(checkpoint: Path, name: str, output: Path) -> None:
 
 
 def _to_pytorch(folder: Path, name: str, output: Path) -> None:
+  folder = find_weights(folder)
   variables, card = load_weights(folder)
   if card['model'] != name:
     raise ValueError(f'the weights in {folder} are of {card["model"]}, not of --model={name}')

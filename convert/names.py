@@ -83,7 +83,7 @@ def module_names(name: str) -> list[Pair]:
     return list(_INVERSENET)
   if name not in _HEADS:
     raise ValueError(f'no name table for {name!r}; there are {", ".join(MODEL_NAMES)}')
-  backbone = _backbone(MODELS[name][1]['backbone_spec'])
+  backbone = _backbone(MODELS[name].options['backbone_spec'])
   return [(f'backbone.{theirs}', f'backbone/{ours}') for theirs, ours in backbone] + _HEADS[name]
 
 

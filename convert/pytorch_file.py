@@ -7,6 +7,7 @@ the file before memory is taken, and the pickle goes to a machine that can only 
 """
 
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -127,7 +128,8 @@ def state_dict(file: PytorchFile) -> dict[str, np.ndarray]:
         f'{file.path}: holds no state dict, {ascii(name)[:60]} is {_described(value)}; {wanted}'
       )
   common = os.path.commonprefix(list(found))  # noqa: RUF071, by characters is what is meant
-  prefix = _WRAPPERS.match(common)[0]
+  wrappers = _WRAPPERS.match(common)
+  prefix = wrappers[0] if wrappers else ''
   weights = {name.removeprefix(prefix): array for name, array in found.items()}
   for name in weights:
     if not name.isprintable() or len(name) > _MAX_NAME:
@@ -186,7 +188,7 @@ def _described(value: Any) -> str:
   return f'a dictionary with {len(value)} entries: {keys}{", ..." if len(value) > 8 else ""}'
 
 
-def _read_content(file: BinaryIO) -> tuple[str, Any]:
+def _read_content(file: io.BufferedReader) -> tuple[str, Any]:
   head = file.read(64)
   if head.startswith(_ZIP_HEAD):
     return 'zip', _read_zip(file)
@@ -203,7 +205,7 @@ def _read_content(file: BinaryIO) -> tuple[str, Any]:
   raise ValueError('not a checkpoint of PyTorch, neither in the zip nor in the legacy format')
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: io.BufferedReader) -> Any:
   entries = stored_zip.read_directory(file, _MAX_OVERHEAD)
   folders = [name.removesuffix(b'data.pkl') for name in entries if name.endswith(b'/data.pkl')]
   if len(folders) != 1:
@@ -231,7 +233,7 @@ def _read_zip(file: BinaryIO) -> Any:
   ).load()
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: io.BufferedReader) -> Any:
   free_bytes = file_size = os.fstat(file.fileno()).st_size
 
   def reserve(key: str, dtype: np.dtype, count: int) -> np.ndarray:
@@ -263,7 +265,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     numbers = storages[key].numbers
     if file.read(8) != struct.pack('<q', numbers.size):
       raise ValueError('cut short or damaged: a storage does not have the size of its tensors')
-    if file.readinto(numbers.view(np.uint8)) < numbers.nbytes:
+    if file.readinto(numbers.view(np.uint8).data) < numbers.nbytes:
       raise ValueError('cut short: it ends within its tensors; download it again')
     _check_booleans(numbers)
   return content

@@ -5,11 +5,11 @@ directory in memory and raises eight types of errors on damaged files. What is l
 without all that is three records.
 """
 
+import io
 import os
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Entry:
   crc: int
 
 
-def read_directory(file: BinaryIO, max_bytes: int) -> dict[bytes, Entry]:
+def read_directory(file: io.BufferedReader, max_bytes: int) -> dict[bytes, Entry]:
   """Lists a zip file.
 
   Args:
@@ -64,7 +64,7 @@ def read_directory(file: BinaryIO, max_bytes: int) -> dict[bytes, Entry]:
   return entries
 
 
-def read_into(file: BinaryIO, entry: Entry, raw: np.ndarray) -> None:
+def read_into(file: io.BufferedReader, entry: Entry, raw: np.ndarray) -> None:
   """Reads a file in the zip and checks its CRC-32.
 
   Args:
@@ -81,7 +81,7 @@ def read_into(file: BinaryIO, entry: Entry, raw: np.ndarray) -> None:
     raise ValueError('damaged: a file in the zip does not start where its directory says')
   *_, name_size, extra_size = _LOCAL_HEADER.unpack(header)
   file.seek(name_size + extra_size, os.SEEK_CUR)
-  if file.readinto(raw) < raw.size or zlib.crc32(raw) != entry.crc:
+  if file.readinto(raw.data) < raw.size or zlib.crc32(raw.data) != entry.crc:
     raise ValueError('damaged: its bytes do not match their checksum (CRC-32); download it again')
 
 

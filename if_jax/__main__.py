@@ -34,7 +34,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file or a name, such as camvid; single keys by --config.KEY=VALUE.'
 )
 _MODE = flags.DEFINE_string('mode', 'train', 'What to do, one of the modes.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; made if it is not there.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; made if it is not there. predict can do without.'
+)
 _INPUT = flags.DEFINE_string('input', None, 'predict: an image, a video, or a folder of images.')
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'predict, export: where to; default: WORKDIR/predictions, WORKDIR/export.'
@@ -66,11 +68,11 @@ def main() -> int:
     from if_jax.mistakes import hint
 
     raise ValueError(f'unknown mode {mode!r}; there are {", ".join(MODES)}.{hint(mode, MODES)}')
-  if not _WORKDIR.value and mode != 'check_data':
+  if not _WORKDIR.value and mode not in ('check_data', 'predict'):
     raise ValueError('--workdir=DIR is missing: the folder of the run; --help lists the flags')
   # A shell leaves the ~ of --workdir=~/x as it is.
   workdir, source, output = (
-    flag.value and os.path.expanduser(flag.value) for flag in (_WORKDIR, _INPUT, _OUTPUT)
+    os.path.expanduser(flag.value or '') for flag in (_WORKDIR, _INPUT, _OUTPUT)
   )
   config = _config()
   if (mode == 'train_inversenet') != ('pairs' in config):

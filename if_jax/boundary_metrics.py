@@ -203,7 +203,7 @@ class BoundaryMetrics:
       unit = 'px' if tolerance >= 1 else ''
       per_class[f'boundary_f@{tolerance:g}{unit}'] = ratio(f_sum, self.f_count)
     per_class['boundary_iou'] = ratio(self.intersection, self.union)
-    result = {}
+    result: dict[str, np.ndarray | float] = {}
     for name, scores in per_class.items():
       result[name] = mean_of_counted(scores)
       result[f'{name}_per_class'] = scores
@@ -238,9 +238,10 @@ def _comparable(
   # A prediction out of range is a class of its own that nobody asks for.
   in_range = (predictions >= 0) & (predictions < num_classes)
   predictions = np.where(in_range, predictions, num_classes)
+  # An array's type is kept beside a Python number, and uint8 has no -1.
   return (
-    np.where(counted, labels, _IGNORED).astype(np.int16),
-    np.where(counted, predictions, _IGNORED).astype(np.int16),
+    np.where(counted, labels, np.int16(_IGNORED)).astype(np.int16),
+    np.where(counted, predictions, np.int16(_IGNORED)).astype(np.int16),
   )
 
 
@@ -266,9 +267,9 @@ def _contours(classes: np.ndarray, policy: Policy) -> tuple[np.ndarray, np.ndarr
   """
   padded = np.pad(classes, ((0, 1), (0, 1)), mode='edge')
   here, right, below, across = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-  points = np.nonzero((here != right) | (here != below) | (here != across))
-  meeting = np.stack([here[points], right[points], below[points], across[points]])
-  points = np.stack(points)
+  found = np.nonzero((here != right) | (here != below) | (here != across))
+  meeting = np.stack([here[found], right[found], below[found], across[found]])
+  points = np.stack(found)
   if policy == 'gscnn':
     return points, meeting
   meeting = np.where(meeting == _IGNORED, meeting[0], meeting)

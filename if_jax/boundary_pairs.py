@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ class PairSettings:
 
 
 def label_crops(
-  label_maps: list[np.ndarray], num_crops: int, rng: np.random.Generator
+  label_maps: Sequence[np.ndarray], num_crops: int, rng: np.random.Generator
 ) -> np.ndarray:
   """Cuts squares at random places and sizes out of label maps, mirrored half of the time.
 
@@ -74,7 +75,7 @@ def label_crops(
   """
   crops = np.full((num_crops, CROP_SIZE, CROP_SIZE), IGNORE, np.uint8)
   for crop in crops:
-    label_map = label_maps[rng.integers(len(label_maps))]
+    label_map = label_maps[int(rng.integers(len(label_maps)))]
     enlargement = rng.uniform(0.8, 2.0)
     inside, indices = [], []
     for length in label_map.shape:

@@ -130,8 +130,8 @@ def _repeated(splits: Sequence[_Split]) -> Iterator[str]:
 
 def _print_summary(name: str, split: _Split):
   class_names, ids = split.label_set.class_names, split.label_set.label_ids
-  pixels = np.sum([finding.pixels for finding in split.findings], axis=0)
-  images = np.sum([finding.pixels > 0 for finding in split.findings], axis=0)
+  counts = [finding.pixels for finding in split.findings if finding.pixels is not None]
+  pixels, images = np.sum(counts, axis=0), np.sum([count > 0 for count in counts], axis=0)
   ignored, labelled = pixels[IGNORE], pixels[: len(ids)].sum()
   print(
     f'{name} {split.name}: {_count(len(split.findings), "image")} of {_sizes(split.findings)} '
@@ -154,7 +154,8 @@ def _print_summary(name: str, split: _Split):
 
 def _sizes(findings: Sequence[Finding]) -> str:
   """'1024x2048', or '1024x2048 (499), 512x1024 (1)'."""
-  counts = collections.Counter(f'{x.size[0]}x{x.size[1]}' for x in findings).most_common()
+  sizes = (x.size for x in findings if x.size)
+  counts = collections.Counter(f'{height}x{width}' for height, width in sizes).most_common()
   if len(counts) == 1:
     return counts[0][0]
   listed = [f'{size} ({count})' for size, count in counts[:_NUM_SIZES]]

@@ -259,7 +259,7 @@ def _by_path(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _fingerprint(array: np.ndarray) -> dict[str, Any]:
-  data = np.ascontiguousarray(array).view(np.uint8) if array.ndim else array.tobytes()
+  data = np.ascontiguousarray(array).view(np.uint8).data if array.ndim else array.tobytes()
   return {'shape': list(array.shape), 'dtype': str(array.dtype), 'crc32': zlib.crc32(data)}
 
 

@@ -15,7 +15,8 @@ def keep_compiled_programs() -> None:
   (`JAX_ENABLE_COMPILATION_CACHE=false`) is obeyed. A folder that cannot be written to costs a
   warning of JAX's, nothing else.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  # JAX makes its options when it is imported, where no type checker sees them.
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
     root = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
     folder = root / 'if_jax' / f'compiled-{_processor()}'
     jax.config.update('jax_compilation_cache_dir', str(folder))

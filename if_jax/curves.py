@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ MANY, _FEW = 60, 40
 _LEGEND_FONT = ImageFont.load_default(14)
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, float | None]]:
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """Reads a file of JSON lines, each an object of numbers with a 'step'.
 
   A crash may have left the last line half written; it is left out.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -39,7 +40,7 @@ class Evaluator:
     config: its `eval` part is used.
   """
 
-  def __init__(self, model, dataset: Dataset, config: ConfigDict):
+  def __init__(self, model: nn.Module, dataset: Dataset, config: ConfigDict):
     self._dataset = dataset
     self._config = config.eval
     self._num_workers = config.data.num_workers

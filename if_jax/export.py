@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -127,7 +129,9 @@ def export_weights(
   return output
 
 
-def export_network(model, variables, size: tuple[int, int] | None = None) -> jax.export.Exported:
+def export_network(
+  model: nn.Module, variables: Mapping, size: tuple[int, int] | None = None
+) -> jax.export.Exported:
   """Makes a network with its weights one StableHLO program, for CPUs and NVIDIA GPUs.
 
   Args:
@@ -200,7 +204,7 @@ def parse_size(text: str) -> tuple[int, int]:
     (512, 1024)
   """
   match = re.fullmatch(r'(\d{1,6})x(\d{1,6})', text, re.ASCII)
-  size = tuple(map(int, match.groups())) if match else (0, 0)
+  size = (int(match[1]), int(match[2])) if match else (0, 0)
   if not all(_MIN_SIDE <= side <= _MAX_SIDE for side in size):
     raise ValueError(
       f'--size={text}: give HEIGHTxWIDTH in pixels, each {_MIN_SIDE} to {_MAX_SIDE}, '

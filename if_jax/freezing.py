@@ -47,7 +47,7 @@ def freeze_updates(
   return optax.partition({'free': optimizer, 'frozen': optax.set_to_zero()}, kinds)
 
 
-def stop_gradients(params: Mapping[str, Any], frozen: tuple[str, ...]) -> dict[str, Any]:
+def stop_gradients(params: Mapping[str, Any], frozen: tuple[str, ...]) -> Mapping[str, Any]:
   """The same parameters, through the frozen of which no gradient is computed."""
   return path_aware_map(
     lambda path, x: jax.lax.stop_gradient(x) if _within(path, frozen) else x, params
@@ -71,5 +71,5 @@ def running_statistics(frozen: tuple[str, ...]) -> Iterator[None]:
     yield
 
 
-def _within(path: tuple[str, ...], frozen: tuple[str, ...]) -> bool:
+def _within(path: tuple[Any, ...], frozen: tuple[str, ...]) -> bool:
   return any(path[: name.count('/') + 1] == tuple(name.split('/')) for name in frozen)

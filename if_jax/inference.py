@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -42,12 +43,13 @@ class Looks:
       size = getattr(self, name)
       if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f'{name} must be (height, width) in pixels, got {size}')
-    if self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+    sides = zip(self.stride or (), self.window or (), strict=False)
+    if any(s > w for s, w in sides):
       raise ValueError(f'stride={self.stride} skips pixels between windows of {self.window}')
 
 
 def predict(
-  model,
+  model: nn.Module,
   variables: Mapping,
   images: jax.Array,
   looks: Looks = Looks(),
@@ -103,7 +105,10 @@ def _mean_over_looks(forward: Forward, images: jax.Array, looks: Looks) -> Outpu
     scaled = resize_bilinear(images, scale_size(size, scale))
     for flipped in (False, True) if looks.flip else (False,):
       look = scaled[:, :, ::-1] if flipped else scaled
-      outputs = _slide(forward, look, looks) if looks.window else _probabilities(forward(look))
+      if looks.window:
+        outputs = _slide(forward, look, looks.window, looks.stride)
+      else:
+        outputs = _probabilities(forward(look))
       if flipped:
         outputs = {name: x[:, :, ::-1] for name, x in outputs.items()}
       outputs = {name: resize_bilinear(x, size) for name, x in outputs.items()}
@@ -119,11 +124,12 @@ def _probabilities(outputs: Outputs) -> Outputs:
   return result
 
 
-def _slide(forward: Forward, images: jax.Array, looks: Looks) -> Outputs:
+def _slide(
+  forward: Forward, images: jax.Array, window: tuple[int, int], stride: tuple[int, int] | None
+) -> Outputs:
   """Averages the probabilities of overlapping windows; a smaller image is one padded window."""
   height, width = images.shape[1:3]
-  window = looks.window
-  stride = looks.stride or tuple(max(1, 2 * side // 3) for side in window)
+  stride = stride or (max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3))
   pad = [(0, max(0, side - length)) for side, length in zip(window, (height, width), strict=True)]
   # Zero is the mean colour.
   padded = jnp.pad(images, ((0, 0), *pad, (0, 0)))

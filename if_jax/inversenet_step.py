@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: int32, how many of the steps changed nothing, because something was not finite.
   """
 
-  step: jax.Array
+  step: jax.Array | np.ndarray
   variables: Any
   opt_state: Any
   skipped: jax.Array | np.int32 = np.int32(0)
@@ -43,7 +44,7 @@ def train_step(
   state: TrainState,
   batch: dict[str, jax.Array],
   *,
-  model,
+  model: nn.Module,
   optimizer: optax.GradientTransformation,
   settings: PairSettings,
   distance: str,
@@ -126,7 +127,11 @@ class Evaluator:
   """
 
   def __init__(
-    self, model, label_maps: Sequence[np.ndarray], settings: PairSettings, distance: str
+    self,
+    model: nn.Module,
+    label_maps: Sequence[np.ndarray],
+    settings: PairSettings,
+    distance: str,
   ):
     self._label_maps = label_maps
     self._scores = jax.jit(

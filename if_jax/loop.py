@@ -169,7 +169,7 @@ def run_steps(
 
     def save_and_exit(step):
       save(step)
-      processes.from_first(lambda: checkpoints.wait())
+      processes.from_first(lambda: checkpoints and checkpoints.wait())
       progress.update(step)
       print(
         f'stopped after step {step} of {train.num_steps}, which is saved in {workdir}; the same '
@@ -328,7 +328,7 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], workdir: 
   """Raises ValueError if the run in `workdir` was started with settings that give other results."""
   differing = [
     f'{key.removeprefix("config.")} was {before.get(key)!r}, is {now.get(key)!r}'
-    for key in sorted(before | now)
+    for key in sorted({*before, *now})
     if before.get(key) != now.get(key)
   ]
   if differing:

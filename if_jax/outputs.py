@@ -57,6 +57,7 @@ def draw_output(
     return overlay(image, predicted, label_set.colors)
   if kind == 'edges':
     return np.round(255 * np.asarray(outputs['edge_probability'])[..., 0]).astype(np.uint8)
+  assert labels is not None, 'check_kinds was not asked'
   return error_map(labels, predicted, image)
 
 

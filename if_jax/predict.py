@@ -48,7 +48,8 @@ class Predictor:
   """Segments images by the weights in a folder, on all devices; compiled once per image size.
 
   Args:
-    folder: of weights, as `python -m convert` or a training (in WORKDIR/best) writes it.
+    folder: of weights, as `python -m convert` or a training (in WORKDIR/best) writes it; or a name
+      of `if_jax.weights.packaged_weights`.
     config: its `model` and `eval` parts say how to compute; None: as configs/default.py does.
   Raises:
     ValueError: weights that cannot be used.
@@ -134,32 +135,39 @@ def predict_paths(
 
   Args:
     config: see configs/default.py; the weights are those of `config.init_from`.
-    workdir: of the run whose weights are taken if `config.init_from` is empty.
+    workdir: of the run whose weights are taken if `config.init_from` is empty; '': without
+      `config.init_from`, weights that come with the package.
     input_path: an image, a video, or a folder.
-    output: folder to write to, made if it is not there; None: `workdir/predictions`.
+    output: folder to write to, made if it is not there; None: `workdir/predictions`, without a
+      workdir `predictions`.
   Returns:
     A sentence for each input that could not be read.
   Raises:
     FileNotFoundError: there is nothing at `input_path`.
     ValueError: nothing to predict, weights that cannot be used, or pictures they cannot give.
   """
-  output = Path(output or Path(workdir, 'predictions'))
-  inputs = find_inputs(Path(input_path), output)
+  folder = Path(output or Path(workdir, 'predictions'))
+  inputs = find_inputs(Path(input_path), folder)
   weights = weights_folder(config, workdir)
   predictor = Predictor(weights, config)
+  if not workdir and not config.init_from:
+    print(
+      f'by the weights {weights} of the package, for its classes; '
+      'for others, --workdir=RUN or --config.init_from=FOLDER'
+    )
   kinds = tuple(config.eval.save) or _KINDS + ('edges',) * predictor.edge_head
   check_kinds(kinds, edge_head=predictor.edge_head, labelled=False)
   try:
-    output.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f'--output={output} cannot be made a folder: {error.strerror}') from None
+    raise ValueError(f'--output={folder} cannot be made a folder: {error.strerror}') from None
   introduce(
     Console(stderr=True),
     input=f'{input_path}: {len(inputs)} {"files" if len(inputs) > 1 else "file"}',
     model=str(weights),
     device=parallel.describe_devices(),
   )
-  run = _Run(predictor, output, kinds)
+  run = _Run(predictor, folder, kinds)
   images = {name: path for name, path in inputs.items() if not _is_video(path)}
   if images:
     run.predict_images(images)
@@ -168,7 +176,7 @@ def predict_paths(
       run.predict_video(name, path)
   print(f'{run.done} of {len(inputs)} {"inputs" if len(inputs) > 1 else "input"} done')
   if run.done:
-    print(f'{", ".join(kinds)} in {output}')
+    print(f'{", ".join(kinds)} in {folder}')
     print(_shares(run.pixels, predictor.label_set.class_names))
   for failure in run.failures:
     print(f'failed: {failure}')

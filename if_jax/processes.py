@@ -80,8 +80,11 @@ def joined(
   late.daemon = True
   late.start()
   try:
+    is_auto = coordinator == AUTO
     jax.distributed.initialize(
-      *((None, None, None) if coordinator == AUTO else (coordinator, num_processes, process_id)),
+      coordinator_address=None if is_auto else coordinator,
+      num_processes=None if is_auto else num_processes,
+      process_id=None if is_auto else process_id,
       coordinator_bind_address=_bind_address(coordinator, process_id),
       initialization_timeout=2 * initialization_timeout,
       heartbeat_timeout_seconds=heartbeat_timeout,

@@ -8,6 +8,7 @@ import pathlib
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import rich.box
@@ -44,7 +45,7 @@ _MIN_CLASS_WIDTH = 8
 
 
 def metrics_table(
-  result: Mapping[str, np.ndarray | float],
+  result: Mapping[str, Any],
   class_names: Sequence[str],
   *,
   markdown: bool = False,
@@ -90,7 +91,7 @@ def metrics_table(
 
 
 def print_table(
-  result: Mapping[str, np.ndarray | float],
+  result: Mapping[str, Any],
   class_names: Sequence[str],
   console: Console | None = None,
 ) -> None:
@@ -158,14 +159,14 @@ class MetricWriter:
     Raises:
       OSError: the disk is full.
     """
-    record = {'step': int(step)}
+    record: dict[str, float | None] = {'step': int(step)}
     for name, value in scalars.items():
       name = f'{prefix}/{name}' if prefix else name
       if np.ndim(value):
         raise ValueError(f'{name} has shape {np.shape(value)}, but only single numbers are written')
-      is_integer = np.issubdtype(np.asarray(value).dtype, np.integer)
-      value = int(value) if is_integer else float(value)
-      record[name] = value if math.isfinite(value) else None
+      array = np.asarray(value)
+      number = int(array) if np.issubdtype(array.dtype, np.integer) else float(array)
+      record[name] = number if math.isfinite(number) else None
     with self._told():
       self._lines.write(json.dumps(record, allow_nan=False) + '\n')
       self._lines.flush()

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.inference import Looks
 from if_jax.losses import LossWeights, joint_loss
-from if_jax.models import create_model
+from if_jax.models import Network, create_model
 from if_jax.models.inversenet import load_inversenet
-from if_jax.weights import label_set_of
+from if_jax.weights import DEFAULT_WEIGHTS, label_set_of
 
 
-def model_from_config(config: ConfigDict, num_classes: int, **options):
+def model_from_config(config: ConfigDict, num_classes: int, **options: Any) -> Network:
   """The network of `config.model`, for so many classes."""
   return create_model(
     config.model.name,
@@ -29,7 +29,7 @@ def model_from_config(config: ConfigDict, num_classes: int, **options):
   )
 
 
-def model_from_card(config: ConfigDict, card: dict[str, Any]):
+def model_from_card(config: ConfigDict, card: dict[str, Any]) -> Network:
   """The network that weights are of; how it computes is the configuration's to say."""
   return create_model(
     card['model'],
@@ -71,14 +71,18 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
 def weights_folder(config: ConfigDict, workdir: str) -> Path:
   """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`.
 
+  With neither, the name of those that come with the package.
+
   Raises:
     ValueError: both are there, and differ: the weights a training started from are easily taken
       for those it ended with.
   """
-  best = Path(workdir, 'best')
   if not config.init_from:
-    return best
+    return Path(workdir, 'best') if workdir else Path(DEFAULT_WEIGHTS)
   folder = Path(config.init_from).expanduser()
+  if not workdir:
+    return folder
+  best = Path(workdir, 'best')
   if best.is_dir() and folder.resolve() != best.resolve():
     raise ValueError(
       f'both {folder} (config.init_from) and {best} hold weights; for those of the run give '

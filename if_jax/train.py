@@ -2,12 +2,14 @@
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
@@ -76,7 +78,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     console,
     data=f'{config.data.name}: {len(train_set)} images to train on, {len(eval_set)} to evaluate on',
   )
-  centroids = ()
+  centroids: Sequence[np.ndarray] = ()
   if config.data.class_uniform:
     centroids = class_centroids(train_set, config.augment.crop_size)
   processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
@@ -185,7 +187,9 @@ def _say_where_it_is(workdir: str) -> None:
   print(f'report  {workdir}/report.html')
 
 
-def initial_state(config: ConfigDict, model, optimizer) -> TrainState:
+def initial_state(
+  config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
   """The state before the first step: fresh, or from the weights of `config.init_from`."""
   rng = jax.random.key(config.seed)
   image = jnp.zeros((1, 64, 64, 3))

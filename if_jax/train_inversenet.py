@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,9 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   return state
 
 
-def initial_state(model, optimizer, tile_size: int, seed: int) -> TrainState:
+def initial_state(
+  model: nn.Module, optimizer: optax.GradientTransformation, tile_size: int, seed: int
+) -> TrainState:
   """The state before the first step, on the host."""
   tile = jnp.zeros((1, tile_size, tile_size, 1))
   variables = parallel.fetch(jax.jit(model.init)(jax.random.key(seed), tile, tile))

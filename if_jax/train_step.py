@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: int32, how many of the steps changed nothing, because something was not finite.
   """
 
-  step: jax.Array
+  step: jax.Array | np.ndarray
   params: Any
   batch_stats: Any
   opt_state: Any
@@ -51,7 +52,7 @@ def train_step(
     [dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
   ],
   *,
-  model,
+  model: nn.Module,
   optimizer: optax.GradientTransformation,
   seed: int,
   accumulation: int = 1,
@@ -139,7 +140,7 @@ def _accumulate(gradients_of, state, batch, rng, num_parts):
   return gradients, jax.tree.map(jnp.mean, metrics), batch_stats
 
 
-def moving_average(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
+def moving_average(average: Any, new: Any, step: jax.Array | np.ndarray, decay: float) -> Any:
   """Moves an exponential moving average a step on.
 
   The decay starts at 0.1 and rises with the steps, min(decay, (1 + step) / (10 + step)), so that

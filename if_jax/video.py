@@ -56,7 +56,7 @@ class VideoWriter:
   def __init__(self, path: Path, rate: float):
     self._path = path
     self._rate = rate
-    self._writer = None
+    self._writer: cv2.VideoWriter | None = None
 
   def write(self, frame: np.ndarray) -> None:
     """Adds a frame, uint8 [H, W, 3], RGB, or [H, W], grey.
@@ -67,7 +67,7 @@ class VideoWriter:
     height, width = frame.shape[:2]
     if self._writer is None:
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      code = cv2.VideoWriter_fourcc(*'mp4v')
+      code = cv2.VideoWriter.fourcc(*'mp4v')
       self._writer = cv2.VideoWriter(str(self._path), code, self._rate, (width, height))
       if not self._writer.isOpened():
         raise OSError(f'{self._path}: no video of {height}x{width} pixels can be written here')

@@ -9,18 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from if_jax.data.labels import LabelSet, label_set_from_json
+from if_jax.model_card import model_card
 
 WEIGHTS_FILE = 'model.safetensors'
 CARD_FILE = 'config.json'
+README_FILE = 'README.md'
+
+# Folders of weights that come with the package; the inverse network's are found by its own name.
+PACKAGED = Path(__file__).parent / 'pretrained'
+INVERSENET = 'inversenet'
+# What predicts if nothing is named.
+DEFAULT_WEIGHTS = 'hrnet16_slim_camvid'
 
 # Bytes of names, shapes and card in the file; the largest network's have 0.3 MB. A hostile header
 # takes up to 40 times its size in memory.
@@ -28,20 +38,34 @@ _MAX_HEADER = 4 << 20
 _ENTRY = re.compile(r'(params|batch_stats)(/\w{1,100}){1,16}', re.ASCII)
 
 
-def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[str, Any]) -> None:
-  """Writes a weight folder, whole or not at all.
+def save_weights(
+  folder: str | os.PathLike,
+  variables: Mapping,
+  card: Mapping[str, Any],
+  *,
+  dtype: npt.DTypeLike = np.float32,
+) -> None:
+  """Writes a weight folder, its tensors whole or not at all.
+
+  It is laid out as the Hugging Face hub has it: model.safetensors, config.json and README.md, see
+  docs/weights.md.
 
   Args:
     folder: made if it is not there; a weight folder that is there is replaced.
-    variables: {'params': ..., 'batch_stats': ...} of arrays, stored as float32.
+    variables: {'params': ..., 'batch_stats': ...} of arrays.
     card: what a reader needs, see `make_card`, and whatever else JSON can say.
+    dtype: of the file, float32 or float16, which is half as large and keeps three digits.
+  Raises:
+    ValueError: another dtype, or numbers that are too large for it.
   """
+  tensors = _tensors(variables, np.dtype(dtype))
+  num_parameters = sum(x.size for name, x in tensors.items() if name.startswith('params/'))
+  texts = {
+    CARD_FILE: json.dumps(card, indent=2) + '\n',
+    README_FILE: model_card(card, num_parameters),
+  }
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  # The writer of safetensors stores a transposed array wrong, in silence.
-  tensors = {
-    k: np.asarray(v, np.float32, order='C') for k, v in flatten_dict(variables, sep='/').items()
-  }
   unfinished = folder / f'.{WEIGHTS_FILE}.{os.getpid()}'
   try:
     # The card that counts is in the header of the tensors' file; the other is for people.
@@ -49,19 +73,48 @@ def save_weights(folder: str | os.PathLike, variables: Mapping, card: Mapping[st
     with unfinished.open('rb') as file:
       os.fsync(file.fileno())
     os.replace(unfinished, folder / WEIGHTS_FILE)
-    unfinished.write_text(json.dumps(card, indent=2) + '\n')
-    os.replace(unfinished, folder / CARD_FILE)
+    for name, text in texts.items():
+      unfinished.write_text(text, encoding='utf-8')
+      os.replace(unfinished, folder / name)
   finally:
     unfinished.unlink(missing_ok=True)
 
 
-def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
+def _tensors(variables: Mapping, dtype: np.dtype) -> dict[str, np.ndarray]:
+  """What the file is to hold."""
+  if dtype not in (np.float32, np.float16):
+    raise ValueError(f'weights are stored as float32 or float16, not {dtype}')
+  given = flatten_dict(variables, sep='/')
+  with np.errstate(over='ignore'):
+    # The writer of safetensors stores a transposed array wrong, in silence.
+    tensors = {name: np.asarray(x, dtype, order='C') for name, x in given.items()}
+  too_large = [k for k, x in tensors.items() if (np.isinf(x) & np.isfinite(given[k])).any()]
+  if too_large:
+    raise ValueError(f'too large for {dtype}: {", ".join(too_large[:5])}; store them as float32')
+  return tensors
+
+
+def find_weights(name_or_path: str | os.PathLike) -> Path:
+  """The folder of that path or, if there is none, of that name in the package."""
+  folder = Path(name_or_path).expanduser()
+  if not folder.is_dir() and str(name_or_path) in packaged_weights():
+    return PACKAGED / name_or_path
+  return folder
+
+
+def packaged_weights() -> list[str]:
+  """The names of the weights that come with the package, without the inverse network's."""
+  names = sorted(file.parent.name for file in PACKAGED.glob(f'*/{WEIGHTS_FILE}'))
+  return [name for name in names if name != INVERSENET]
+
+
+def load_weights(name_or_path: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
   """Reads a weight folder, which may come from anyone.
 
   Memory is taken for the tensors after names, types and sizes have been looked at.
 
   Args:
-    folder: as `save_weights` made it.
+    name_or_path: a folder as `save_weights` made it, or one of `packaged_weights()`.
   Returns:
     (variables, card): nested dicts of float32 NumPy arrays, all finite and with no variance
     below 0, and what was said of them: the entries that this package reads are as they should be.
@@ -69,7 +122,7 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     ValueError: a folder that is not there, not one of ours, or holds a damaged file or numbers
       that no network can have.
   """
-  path = weights_file(folder)
+  path = weights_file(name_or_path)
   try:
     _check_header_size(path)
     with safe_open(path, framework='numpy') as file:
@@ -77,7 +130,7 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
       _check_card(card)
       names = list(file.keys())
       _check_entries({name: file.get_slice(name).get_dtype() for name in names})
-      tensors = {name: file.get_tensor(name) for name in names}
+      tensors = {name: file.get_tensor(name).astype(np.float32, copy=False) for name in names}
   except RecursionError:
     raise ValueError(f'{path} cannot be read (its card is nested too deeply)') from None
   except (SafetensorError, OSError, ValueError) as error:
@@ -86,13 +139,14 @@ def load_weights(folder: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
   return unflatten_dict(tensors, sep='/'), card
 
 
-def weights_file(folder: str | os.PathLike) -> Path:
-  """The file of a weight folder, unread; raises ValueError if it is not there."""
-  path = Path(folder) / WEIGHTS_FILE
+def weights_file(name_or_path: str | os.PathLike) -> Path:
+  """The file of `load_weights`, unread; raises ValueError if it is not there."""
+  path = find_weights(name_or_path) / WEIGHTS_FILE
   if not path.is_file():
+    names = ', '.join(packaged_weights()) or 'none'
     raise ValueError(
-      f'no weights in {folder}: expected {WEIGHTS_FILE}, as `python -m convert` or a training '
-      '(in WORKDIR/best) writes it'
+      f'no weights in {name_or_path}: expected {WEIGHTS_FILE}, as `python -m convert` or a '
+      f'training (in WORKDIR/best) writes it; by name, the package has {names}'
     )
   return path
 
@@ -137,8 +191,8 @@ def _check_entries(types: Mapping[str, str]) -> None:
   for name, kind in types.items():
     if not _ENTRY.fullmatch(name):
       raise ValueError(f'it has an entry {ascii(name)[:100]}, which no network has')
-    if kind != 'F32':
-      raise ValueError(f'{name} is of type {kind}; weights are F32')
+    if kind not in ('F32', 'F16'):
+      raise ValueError(f'{name} is of type {kind}; weights are F32 or F16')
   for name in types:
     parents = itertools.accumulate(name.split('/')[:-1], '{}/{}'.format)
     if not types.keys().isdisjoint(parents):
@@ -170,7 +224,7 @@ def _one_line(error: Exception) -> str:
   return text if text.isprintable() and len(text) <= 500 else ascii(text[:500])
 
 
-def make_card(model_name: str, model, label_set: LabelSet, **more) -> dict[str, Any]:
+def make_card(model_name: str, model: Any, label_set: LabelSet, **more: Any) -> dict[str, Any]:
   """Says what weights are of: the network, its options and its classes."""
   return {
     'model': model_name,
@@ -200,7 +254,7 @@ def label_set_of(card: Mapping[str, Any]) -> LabelSet:
   return label_set_from_json(name, {k: v for k, v in content.items() if k != 'name'})
 
 
-def check_fits(model, variables: Mapping, source: str | os.PathLike) -> None:
+def check_fits(model: nn.Module, variables: Mapping, source: str | os.PathLike) -> None:
   """Raises ValueError, naming every entry that differs, unless the weights are the model's."""
   expected = model_shapes(model)
   given = {path: x.shape for path, x in flatten_dict(variables, sep='/').items()}
@@ -236,10 +290,10 @@ def merge_weights(initial: Mapping, loaded: Mapping, source: str | os.PathLike) 
   fresh = sorted({path.rpartition('/')[0] for path in initial if path not in loaded})
   if fresh:
     logging.info('Not in %s, freshly initialised: %s', source, ', '.join(fresh))
-  return unflatten_dict(initial | loaded, sep='/')
+  return unflatten_dict({**initial, **loaded}, sep='/')
 
 
-def model_shapes(model) -> dict[str, tuple[int, ...]]:
+def model_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
   """'collection/module/leaf' -> shape of all of a model's variables."""
   image = jnp.zeros((1, 64, 64, 3))
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)

@@ -16,7 +16,7 @@ pytest.importorskip('matplotlib')
 from benchmarks import timing
 from convert import from_torch, names
 from if_jax.losses import LossWeights, joint_loss
-from if_jax.models import MODELS
+from if_jax.models import MODELS, ModelSpec
 from if_jax.models.hrnet import HRNetSpec
 from if_jax.models.inversenet import create_inversenet
 from if_jax.models.layers import BatchNorm, Conv
@@ -48,7 +48,7 @@ def one_thread(monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch, one_thread):
   """A network that compiles fast, under the name of 'tiny'; PyTorch is not compiled."""
-  monkeypatch.setitem(MODELS, 'tiny', (Segmenter, {'backbone_spec': _TINY}))
+  monkeypatch.setitem(MODELS, 'tiny', ModelSpec(Segmenter, {'backbone_spec': _TINY}))
   monkeypatch.setitem(names._HEADS, 'tiny', names._HEADS['hrnet18'])
   monkeypatch.setattr('torch.compile', lambda function, **_: function)
   monkeypatch.setattr(timing, '_PRODUCT_SIZES', {'cpu': 64})
@@ -296,7 +296,7 @@ def test_training_steps_lead_to_the_same(tmp_path, monkeypatch):
 
   monkeypatch.setattr(training_step, 'make_steps', recorded)
   monkeypatch.setattr(training_step, 'create_peer', stand_in_peer)
-  monkeypatch.setitem(MODELS, 'tiny', (StandIn, {}))
+  monkeypatch.setitem(MODELS, 'tiny', ModelSpec(StandIn, {}))
   record = run(training_step, tmp_path, '--models=tiny', '--batch_size=2', '--crop=32,64')
   ways = ['ours, pmap of 1', 'ours, jit', 'PyTorch', 'PyTorch compiled']
   assert [row['name'] for row in record['rows']] == list(losses) == ways

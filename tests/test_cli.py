@@ -49,7 +49,8 @@ from if_jax.models import MODELS
     (['--workdir=x', '--config.loss.weights.boundary=-1'], 'loss boundary is -1.0'),
     (['--workdir=x', '--config.init_from=nowhere'], 'no weights in nowhere'),
     (['--workdir=x', '--mode=evaluate'], 'no weights in x/best'),
-    (['--workdir=x', '--mode=predict'], '--input=PATH is missing'),
+    (['--mode=predict'], '--input=PATH is missing'),
+    (['--mode=predict', '--input=nope.jpg'], 'nope.jpg: no such file or folder to predict'),
   ],
 )  # fmt: skip
 def test_mistakes(arguments, message, tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ import reference
 from flax.traverse_util import flatten_dict
 
 from convert import from_torch, to_torch
-from if_jax.models import MODELS, create_model
+from if_jax.data.labels import CAMVID
+from if_jax.models import MODELS, create_model, from_pretrained
+from if_jax.weights import label_set_of, make_card, save_weights
 
 # Millions of parameters without and with the edge head, as the original networks have them.
 PARAMETERS = {
@@ -57,6 +59,22 @@ def test_parameter_counts(name):
   for edge_head, expected in zip((False, True), PARAMETERS[name], strict=True):
     params = _shapes(create_model(name, edge_head=edge_head))['params']
     assert sum(x.size for x in jax.tree.leaves(params)) == round(1e6 * expected)
+  assert MODELS[name].num_parameters == round(1e6 * PARAMETERS[name][1])
+
+
+def test_a_network_comes_with_its_weights(tmp_path):
+  given = create_model('hrnet16_slim', CAMVID.num_classes, edge_head=False)
+  shapes = jax.tree.map(lambda x: np.ones(x.shape, np.float32), _shapes(given))
+  save_weights(tmp_path, shapes, make_card('hrnet16_slim', given, CAMVID))
+  model, variables, card = from_pretrained(tmp_path, dtype=jnp.bfloat16)
+  assert model == given.clone(dtype=jnp.bfloat16)
+  np.testing.assert_equal(variables, shapes)
+  assert label_set_of(card).class_names == CAMVID.class_names
+  save_weights(tmp_path, shapes, make_card('hrnet18', given, CAMVID))
+  with pytest.raises(ValueError, match='do not fit the model'):
+    from_pretrained(tmp_path)
+  with pytest.raises(ValueError, match='no weights in hrnet18'):
+    from_pretrained('hrnet18')
 
 
 @pytest.mark.parametrize('name', MODELS)

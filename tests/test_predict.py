@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import default
 from if_jax import predict as predict_module
+from if_jax import weights
 from if_jax.data.labels import CAMVID
 from if_jax.inference import predict
 from if_jax.models import create_model
@@ -185,6 +186,21 @@ def test_one_image_by_weights_without_an_edge_head(instant, tmp_path, capsys):
   instant.config.eval.save = ('edges',)
   with pytest.raises(ValueError, match="cannot save 'edges': these weights have no edge head"):
     predict_paths(instant.config, *arguments)
+
+
+def test_weights_of_the_package_predict_if_none_are_named(instant, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(weights, 'PACKAGED', tmp_path / 'package')
+  make_weights(tmp_path / 'package' / weights.DEFAULT_WEIGHTS)
+  save(tmp_path / 'a.png', IMAGE)
+  monkeypatch.chdir(tmp_path)
+  instant.config.init_from = ''
+  assert predict_paths(instant.config, '', 'a.png') == []
+  np.testing.assert_array_equal(read('predictions/label_ids/a.png'), IMAGE[..., 0] // 25)
+  line, *_ = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'by the weights {weights.DEFAULT_WEIGHTS} of the package')
+  # A run that is named has weights of its own, or none.
+  with pytest.raises(ValueError, match='no weights in run/best'):
+    predict_paths(instant.config, 'run', 'a.png')
 
 
 def make_video(path, rate):

@@ -6,8 +6,11 @@ import struct
 
 import numpy as np
 import pytest
+import yaml
+from flax.traverse_util import flatten_dict, unflatten_dict
 from fuzz.fuzz_weights import CARDS, VARIABLES, file_of
 
+from if_jax import weights
 from if_jax.data.labels import CAMVID
 from if_jax.models import create_model
 from if_jax.weights import (
@@ -17,6 +20,8 @@ from if_jax.weights import (
   load_weights,
   make_card,
   merge_weights,
+  model_shapes,
+  packaged_weights,
   save_weights,
 )
 
@@ -25,10 +30,6 @@ MODEL = create_model('hrnet16_slim', 11)
 
 @pytest.fixture(scope='module')
 def variables():
-  from flax.traverse_util import unflatten_dict
-
-  from if_jax.weights import model_shapes
-
   rng = np.random.RandomState(0)
   # Positive, as variances are.
   drawn = {
@@ -49,7 +50,92 @@ def test_round_trip_keeps_bits_and_card(variables, tmp_path):
   labels = label_set_of(card)
   assert (labels.name, labels.class_names) == (CAMVID.name, CAMVID.class_names)
   np.testing.assert_array_equal(labels.colors, CAMVID.colors)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', WEIGHTS_FILE]
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['README.md', 'config.json', WEIGHTS_FILE]
+
+
+def test_float16_halves_the_file_and_is_read_as_float32(variables, tmp_path):
+  card = make_card('hrnet16_slim', MODEL, CAMVID)
+  save_weights(tmp_path, variables, card)
+  size = (tmp_path / WEIGHTS_FILE).stat().st_size
+  save_weights(tmp_path, variables, card, dtype=np.float16)
+  assert (tmp_path / WEIGHTS_FILE).stat().st_size < 0.53 * size
+  loaded = load_weights(tmp_path)[0]
+  for path, x in flatten_dict(loaded).items():
+    given = flatten_dict(variables)[path]
+    assert x.dtype == np.float32
+    # Ten bits behind the point; drawn from 0.5 to 1.5.
+    np.testing.assert_allclose(x, given, rtol=2**-11, atol=0)
+  save_weights(tmp_path / 'again', loaded, card, dtype=np.float16)
+  np.testing.assert_equal(load_weights(tmp_path / 'again')[0], loaded)
+
+
+def test_what_a_dtype_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+  large = {'params': {'a': np.float32([1, 65519]), 'b': np.float32([1, -65520])}}
+  with pytest.raises(ValueError, match='too large for float16: params/b; store them as float32'):
+    save_weights(tmp_path / 'x', large, CARDS[0], dtype=np.float16)
+  with pytest.raises(ValueError, match='float32 or float16, not float64'):
+    save_weights(tmp_path / 'x', large, CARDS[0], dtype=np.float64)
+  assert not (tmp_path / 'x').exists()
+  save_weights(tmp_path / 'x', {'params': {'a': np.float32([np.nan])}}, CARDS[0], dtype=np.float16)
+  with pytest.raises(ValueError, match='the weights are not finite: params/a'):
+    load_weights(tmp_path / 'x')
+
+
+def test_weights_of_the_package_are_found_by_name(tmp_path, monkeypatch):
+  packaged = tmp_path / 'package'
+  monkeypatch.setattr(weights, 'PACKAGED', packaged)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r'no weights in town: .* by name, the package has none$'):
+    load_weights('town')
+  for name, card in (('town', CARDS[0]), ('back', CARDS[1]), ('inversenet', CARDS[2])):
+    save_weights(packaged / name, VARIABLES, card)
+  assert packaged_weights() == ['back', 'town']
+  assert load_weights('town')[1] == CARDS[0]
+  with pytest.raises(ValueError, match=r'no weights in twon: .* the package has back, town$'):
+    load_weights('twon')
+  with pytest.raises(ValueError, match=r'no weights in \.\./package/town'):
+    load_weights('../package/town')
+  # What is there goes before what the package has.
+  save_weights('town', VARIABLES, CARDS[1])
+  assert load_weights('town')[1] == CARDS[1]
+
+
+def _header_and_text(folder):
+  empty, header, text = (folder / 'README.md').read_text(encoding='utf-8').split('---\n', 2)
+  assert not empty
+  return yaml.safe_load(header), text
+
+
+def test_the_readme_says_what_the_hub_wants_to_know(variables, tmp_path):
+  card = make_card('hrnet16_slim', MODEL, CAMVID, step=850, miou=0.4321, license='apache-2.0')
+  save_weights(tmp_path, variables, card)
+  header, text = _header_and_text(tmp_path)
+  (result,) = header.pop('model-index')[0]['results']
+  assert header == {
+    'library_name': 'if_jax',
+    'license': 'apache-2.0',
+    'pipeline_tag': 'image-segmentation',
+    'tags': ['jax', 'flax', 'hrnet16_slim'],
+    'datasets': ['camvid'],
+    'metrics': ['mean_iou'],
+  }
+  assert result['dataset'] == {'name': 'camvid', 'type': 'camvid'}
+  assert result['metrics'] == [{'type': 'mean_iou', 'value': 0.4321}]
+  for said in ('11 of camvid: Sky, Building', '43.2%', '850 steps', '0.485, 0.456, 0.406'):
+    assert said in text
+  num_parameters = sum(x.size for x in flatten_dict(variables['params']).values())
+  assert f'network `hrnet16_slim`, {num_parameters:,} parameters' in text
+
+
+def test_a_readme_says_nothing_that_is_not_known(tmp_path):
+  save_weights(tmp_path, VARIABLES, CARDS[1])
+  header, text = _header_and_text(tmp_path)
+  assert header == {'library_name': 'if_jax', 'tags': ['jax', 'flax', 'hrnet18']}
+  assert 'backbone `hrnet18`, 3 parameters' in text
+  odd = CARDS[0] | {'label_set': CARDS[0]['label_set'] | {'name': 'a: "b"\n---\nlicense: mit'}}
+  save_weights(tmp_path, VARIABLES, odd)
+  header, _ = _header_and_text(tmp_path)
+  assert header['datasets'] == [odd['label_set']['name']] and 'license' not in header
 
 
 def test_a_backbone_has_no_classes():
@@ -199,10 +285,6 @@ def test_a_start_takes_what_fits(variables):
 
 
 def _zeros(model):
-  from flax.traverse_util import unflatten_dict
-
-  from if_jax.weights import model_shapes
-
   return unflatten_dict(
     {k: np.zeros(s, np.float32) for k, s in model_shapes(model).items()}, sep='/'
   )

@@ -16,6 +16,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
@@ -35,7 +36,8 @@ _REMEDY = (
 )
 
 
-class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+# TFDS has no types.
+class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """A TFDS builder of one split from pairs of files, in their order and with their bytes.
 
   The features are `image`, `segmentation_label`, both as in the files, and `name`. Only a label
@@ -68,6 +70,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _examples(self, start: int, stop: int) -> Iterator[tuple[str, dict]]:
     for pair in self._pairs[start:stop]:
+      assert pair.image and pair.label, 'those that lack one are not among them'
       example = {
         # A path and not its bytes: TFDS keeps the examples of a shard until the shard is written.
         'image': os.fspath(pair.image),
@@ -109,12 +112,12 @@ class Records:
   directory: str
   split: str
   fingerprint: str
-  to_sample: Callable[[dict], dict]
+  to_sample: Callable[[dict], Any]
 
   def __len__(self) -> int:
     return len(self._examples)
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: int) -> Any:
     try:
       example = self._examples[index]
       # Of a file that ends early, array_record gives empty records.
@@ -276,8 +279,12 @@ def _sample_of_folder(example: dict) -> dict:
   }
 
 
+def _files(pair: Pair) -> list[Path]:
+  return [path for path in (pair.image, pair.label) if path]
+
+
 def _num_bytes(pairs: Sequence[Pair]) -> int:
-  return sum(path.stat().st_size for pair in pairs for path in (pair.image, pair.label))
+  return sum(path.stat().st_size for pair in pairs for path in _files(pair))
 
 
 def _fingerprint(name: str, split: str, pairs: Sequence[Pair], label_set: LabelSet) -> str:
@@ -285,7 +292,7 @@ def _fingerprint(name: str, split: str, pairs: Sequence[Pair], label_set: LabelS
   digest.update(label_set.colors.tobytes() + label_set.label_ids.tobytes())
   digest.update(repr((label_set.ignored_ids, label_set.ignored_colors)).encode())
   for pair in pairs:
-    for path in (pair.image, pair.label):
+    for path in _files(pair):
       stat = path.stat()
       digest.update(repr((os.path.abspath(path), stat.st_size, stat.st_mtime_ns)).encode())
   return digest.hexdigest()[:16]

@@ -54,14 +54,14 @@ class Finding:
     except ValueError as error:
       self.problems.append(str(error))
 
-  def see_image(self, data: bytes, source: str):
+  def see_image(self, data: bytes, source: str) -> None:
     """Decodes an image; raises ValueError for what is wrong with it."""
     self.image = source
     self.size = decode.decode_image(data, source).shape[:2]
     self.digest = hashlib.sha256(data).digest()
     decode.require_upright(data, source)
 
-  def see_label(self, data: bytes, source: str, label_set: LabelSet):
+  def see_label(self, data: bytes, source: str, label_set: LabelSet) -> None:
     """Decodes the label of the image seen before; raises ValueError as that does."""
     is_color = decode.is_color_label(data, source)
     pixels = (decode.decode_color_label if is_color else decode.decode_label)(data, source)

@@ -99,7 +99,7 @@ def draw_centroid(
   Returns:
     The index of the example, and (row, column) of a pixel of the class.
   """
-  places = centroids[rng.integers(len(centroids))]
+  places = centroids[int(rng.integers(len(centroids)))]
   index, row, column = places[rng.integers(len(places))].tolist()
   return index, (row, column)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from if_jax.data import builder, camvid, cityscapes, folder, streets
 from if_jax.data.labels import CAMVID, CITYSCAPES, LabelSet, load_label_set
@@ -26,7 +26,8 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Sample: ...
+  # A dict as `Sample`.
+  def __getitem__(self, index: int) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ def load_dataset(
   *,
   root: str | Path | None = None,
   cache_dir: str | Path | None = None,
-  **options,
+  **options: Any,
 ) -> Dataset:
   """Loads a split of a data set; the first time, checks its files and writes them as TFDS does.
 
@@ -157,5 +158,7 @@ def _streets(
   splits = ('train', 'val')
   if split not in splits:
     raise ValueError(f'streets has no split {split!r}; it has {", ".join(splits)}')
-  source = streets.Streets(num_examples, tuple(size), len(splits) * seed + splits.index(split))
+  height, width = size
+  seed = len(splits) * seed + splits.index(split)
+  source = streets.Streets(num_examples, (height, width), seed)
   return source.label_set, source

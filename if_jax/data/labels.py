@@ -10,6 +10,7 @@ import functools
 import json
 import reprlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,7 @@ class LabelSet:
       ValueError: if a colour is neither a class nor ignored; the message names `source` and
         every such colour with its number of pixels.
     """
-    colors = np.concatenate([self.colors, np.uint8(self.ignored_colors).reshape(-1, 3)])
+    colors = np.concatenate([self.colors, np.array(self.ignored_colors, np.uint8).reshape(-1, 3)])
     ids = np.concatenate(
       [self.label_ids, np.full(len(self.ignored_colors), (*self.ignored_ids, 0)[0], np.uint8)]
     )
@@ -215,7 +216,7 @@ def load_label_set(path: str | Path) -> LabelSet:
     raise ValueError(f'{path}: {error}.\n{_CLASS_FILE_TEMPLATE}') from None
 
 
-def label_set_from_json(name: str, content) -> LabelSet:
+def label_set_from_json(name: str, content: Any) -> LabelSet:
   """A label set from the content of a class file, as `LabelSet.to_json` gives it.
 
   Every entry is checked, so that a slip is told by its place and not by a traceback.
@@ -315,13 +316,13 @@ CITYSCAPES = LabelSet(
     'vegetation', 'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train',
     'motorcycle', 'bicycle',
   ),
-  np.uint8([
+  np.array([
     (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
     (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
     (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
     (0, 80, 100), (0, 0, 230), (119, 11, 32),
-  ]),
-  np.uint8([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]),
+  ], np.uint8),
+  np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8),
   ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30),
 )  # fmt: skip
 
@@ -332,10 +333,10 @@ CAMVID = LabelSet(
     'Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',
     'Pedestrian', 'Bicyclist',
   ),
-  np.uint8([
+  np.array([
     (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
     (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-  ]),
+  ], np.uint8),
   np.arange(11, dtype=np.uint8),
   ignored_ids=(11,),
 )  # fmt: skip

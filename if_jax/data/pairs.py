@@ -109,7 +109,7 @@ def match_files(
   return found
 
 
-def require_files(files: Mapping, wanted: str, folder: Path):
+def require_files(files: Mapping, wanted: str, folder: Path) -> None:
   """Raises if not a single file was found, and tells what is there instead.
 
   Raises:

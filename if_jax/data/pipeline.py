@@ -13,8 +13,8 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import cv2
 import grain
@@ -33,11 +33,12 @@ _MAX_THREADS = 8
 class Examples(Protocol):
   """What the pipelines read: a `Dataset` of `if_jax.data.datasets`, or a class of one's own."""
 
-  label_set: LabelSet
+  @property
+  def label_set(self) -> LabelSet: ...
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
     """Gives {'image': bytes of a file, 'label': bytes of a file, 'name': str}."""
 
 
@@ -72,7 +73,7 @@ class Stream(Iterator[dict]):
   def __exit__(self, *_):
     self.close()
 
-  def close(self):
+  def close(self) -> None:
     """Stops the workers and drops what they have prepared; may be called again."""
     self._finalizer()
 
@@ -270,7 +271,7 @@ def _end_with(parent: int):
   os._exit(1)
 
 
-def _decode_pair(label_set: LabelSet, example: dict) -> tuple[np.ndarray, np.ndarray]:
+def _decode_pair(label_set: LabelSet, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
   name = example['name']
   image = decode_image(example['image'], name)
   label = label_set.to_train_ids(decode_label(example['label'], name), name)

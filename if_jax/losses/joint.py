@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,15 @@ from if_jax.ops.boundaries import boundary_map
 
 # A loss's sum on this device and what it is a mean over.
 SumAndCount = tuple[jax.Array, jax.Array]
+# Name -> (weight, pair).
+Terms = dict[str, tuple[float | jax.Array, SumAndCount]]
 
 # Name -> (logits, labels, axis_name) to SumAndCount.
-SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
+SEGMENTATION_LOSSES: dict[str, Callable[..., SumAndCount]] = {
+  'cross_entropy': cross_entropy,
+  'ohem': ohem_cross_entropy,
+  'rmi': rmi,
+}
 
 
 def _as_released(edge_logits, edges, *, inverse_net, tile_size, **_):
@@ -33,7 +40,7 @@ def _as_released(edge_logits, edges, *, inverse_net, tile_size, **_):
 
 
 # Name of a gradient -> the InverseForm term that has it.
-INVERSEFORM_LOSSES = {
+INVERSEFORM_LOSSES: dict[str, Callable[..., SumAndCount]] = {
   **{name: functools.partial(inverseform, gradient=name) for name in GRADIENTS},
   'as_released': _as_released,
 }
@@ -70,7 +77,7 @@ class LossWeights:
 
 
 def joint_loss(
-  outputs: Mapping[str, jax.Array | Mapping[float, jax.Array]],
+  outputs: Mapping[str, Any],
   labels: jax.Array,
   step: jax.Array | int = 0,
   *,
@@ -153,7 +160,7 @@ def joint_loss(
     for scale, logits in outputs.get('scale_logits', {}).items():
       terms[f'scale_{scale}'] = weights.scales, cross_entropy(logits, labels, axis_name=axis_name)
   shares = {name: _share(pair, axis_name) for name, (_, pair) in terms.items()}
-  total = sum(weight * shares[name] for name, (weight, _) in terms.items())
+  total = functools.reduce(jnp.add, (weight * shares[name] for name, (weight, _) in terms.items()))
   return total, shares
 
 
@@ -169,10 +176,10 @@ def _terms(
   inverse_fn: Callable[..., SumAndCount] | None,
   inverseform_weight: jax.Array,
   axis_name: str | None,
-) -> dict[str, tuple[float | jax.Array, SumAndCount]]:
+) -> Terms:
   """Name -> (weight, (sum, count)) of one pair of outputs."""
   segmentation = segmentation_fn(logits, labels, axis_name=axis_name)
-  terms = {'segmentation': (weights.segmentation, segmentation)}
+  terms: Terms = {'segmentation': (weights.segmentation, segmentation)}
   if edge_logits is None:
     return terms
   if weights.boundary:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -9,20 +12,86 @@ from if_jax.models.hrnet import HRNetSpec
 from if_jax.models.layers import Dtype
 from if_jax.models.multiscale import MultiScaleSegmenter
 from if_jax.models.segmenter import Segmenter
+from if_jax.ops.normalize import MEAN, STD
+from if_jax.weights import check_fits, label_set_of, load_weights
+
+Network = Segmenter | MultiScaleSegmenter
 
 _HRNET18 = HRNetSpec(width=18, modules=(1, 3, 2), blocks=2, stem_blocks=2)
 _HRNET16_SLIM = dataclasses.replace(_HRNET18, width=16, patch_stem=True)
 _HRNET48 = HRNetSpec(width=48, modules=(1, 4, 3), blocks=4, stem_blocks=4)
 
-# Name -> network type and what tells it from its siblings.
-MODELS = {
-  'hrnet18': (Segmenter, {'backbone_spec': _HRNET18}),
-  'hrnet16_slim': (
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """How a network is made, and what is published of it.
+
+  The published weights are those of InverseForm's authors (repository
+  Qualcomm-AI-research/InverseForm, release v1.0), which are not part of this package;
+  `python -m convert` reads them.
+
+  Attributes:
+    network: its Flax module.
+    options: what tells it from its siblings.
+    source: the paper that describes it.
+    num_parameters: with 19 classes and an edge head.
+    checkpoint: the file of its published weights.
+    published_miou: what their authors state for them on Cityscapes val.
+    license: of these weights.
+    num_classes: that they know, in Cityscapes' order.
+    mean: of the images they were trained on, RGB in [0, 1]; `normalize` uses it.
+    std: their standard deviation.
+  """
+
+  network: type[Network]
+  options: Mapping[str, Any]
+  source: str = ''
+  num_parameters: int | None = None
+  checkpoint: str | None = None
+  published_miou: float | None = None
+  license: str = 'BSD-like, grants no patent rights: LICENSE of Qualcomm-AI-research/InverseForm'
+  num_classes: int = 19
+  mean: tuple[float, ...] = tuple(MEAN.tolist())
+  std: tuple[float, ...] = tuple(STD.tolist())
+
+
+_HRNET = 'Wang et al., Deep High-Resolution Representation Learning, 2019, arXiv:1908.07919'
+_OCR = 'Yuan et al., Object-Contextual Representations, 2019, arXiv:1909.11065'
+_HMS = 'Tao et al., Hierarchical Multi-Scale Attention, 2020, arXiv:2005.10821'
+
+MODELS: dict[str, ModelSpec] = {
+  'hrnet18': ModelSpec(
+    Segmenter,
+    {'backbone_spec': _HRNET18},
+    source=_HRNET,
+    num_parameters=4_092_690,
+    checkpoint='hrnet18_IF_checkpoint.pth',
+    published_miou=0.776,
+  ),
+  'hrnet16_slim': ModelSpec(
     Segmenter,
     {'backbone_spec': _HRNET16_SLIM, 'head_features': 120, 'head_bias': False},
+    source=_HRNET,
+    num_parameters=3_255_809,
+    checkpoint='hr16s_4k_slim.pth',
+    published_miou=0.778,
   ),
-  'ocrnet48': (Segmenter, {'backbone_spec': _HRNET48, 'head': 'ocr'}),
-  'ocrnet48_hms': (MultiScaleSegmenter, {'backbone_spec': _HRNET48}),
+  'ocrnet48': ModelSpec(
+    Segmenter,
+    {'backbone_spec': _HRNET48, 'head': 'ocr'},
+    source=_OCR,
+    num_parameters=70_894_472,
+    checkpoint='hrnet48_OCR_IF_checkpoint.pth',
+    published_miou=0.863,
+  ),
+  'ocrnet48_hms': ModelSpec(
+    MultiScaleSegmenter,
+    {'backbone_spec': _HRNET48},
+    source=_HMS,
+    num_parameters=72_664_711,
+    checkpoint='hrnet48_OCR_HMS_IF_checkpoint.pth',
+    published_miou=0.870,
+  ),
 }
 
 
@@ -35,7 +104,7 @@ def create_model(
   remat: bool = False,
   axis_name: str | None = None,
   scales: tuple[float, ...] | None = None,
-) -> Segmenter | MultiScaleSegmenter:
+) -> Network:
   """Makes a network by name.
 
   Args:
@@ -58,7 +127,7 @@ def create_model(
     close = difflib.get_close_matches(name, MODELS, n=1)
     hint = f' Did you mean {close[0]!r}?' if close else ''
     raise ValueError(f'unknown model {name!r}; there are {", ".join(MODELS)}.{hint}')
-  network, options = MODELS[name]
+  network, options = MODELS[name].network, MODELS[name].options
   if scales is not None:
     if network is not MultiScaleSegmenter:
       raise ValueError(f'scales are for ocrnet48_hms; {name} works on one scale')
@@ -73,3 +142,25 @@ def create_model(
     axis_name=axis_name,
     **options,
   )
+
+
+def from_pretrained(
+  name_or_path: str | os.PathLike, **options: Any
+) -> tuple[Network, dict, dict[str, Any]]:
+  """Loads a network with its weights.
+
+  Args:
+    name_or_path: a weight folder, of a training (WORKDIR/best), of `python -m convert` or of the
+      Hugging Face hub (docs/weights.md); or a name of `if_jax.weights.packaged_weights`.
+    **options: of `create_model`, how to compute: dtype, remat, axis_name, scales.
+  Returns:
+    (model, variables, card): what `create_model` makes, the NumPy arrays that its `apply` takes,
+    and what was said of them: 'label_set' has the classes.
+  Raises:
+    ValueError: weights that are not there, cannot be read, or are those of another network.
+  """
+  variables, card = load_weights(name_or_path)
+  num_classes = label_set_of(card).num_classes
+  model = create_model(card['model'], num_classes, edge_head=card['edge_head'], **options)
+  check_fits(model, variables, name_or_path)
+  return model, variables, card

@@ -1,5 +1,7 @@
 """Small heads on backbone features, and their enlargement to the image."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,12 +25,12 @@ class ConvHead(nn.Module):
     return self.conv(self.features, use_bias=self.use_bias, name='classifier')(x)
 
 
-def enlarge_logits(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+def enlarge_logits(logits: jax.Array, size: Sequence[int]) -> jax.Array:
   """Logits [B, h, w, K] to float32 [B, height, width, K]."""
   return resize_bilinear(logits.astype(jnp.float32), size)
 
 
-def enlarge_probability(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+def enlarge_probability(logits: jax.Array, size: Sequence[int]) -> jax.Array:
   """Logits of a two-sided choice, enlarged as probabilities: float32 [B, height, width, 1].
 
   The original's edge head enlarges what comes out of its sigmoid. The logit of the enlarged

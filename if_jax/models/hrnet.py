@@ -1,6 +1,7 @@
 """HRNet: branches of four resolutions that keep exchanging features."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,8 +45,10 @@ class HRNet(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """float [B, H, W, 3] to [B, ceil(H / 4), ceil(W / 4), 15 * width] (an eighth: patch stem)."""
-    spec, parts = self.spec, {'conv': self.conv, 'norm': self.norm}
-    module_type, block_type = ExchangeModule, Bottleneck
+    spec = self.spec
+    parts: dict[str, Any] = {'conv': self.conv, 'norm': self.norm}
+    module_type: ModuleDef = ExchangeModule
+    block_type: ModuleDef = Bottleneck
     if self.remat:
       module_type, block_type = (
         nn.remat(m, static_argnums=(2,)) for m in (module_type, block_type)

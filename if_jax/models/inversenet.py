@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ from flax.traverse_util import flatten_dict
 
 from if_jax.ops.transforms import displacement_basis, transform_points
 from if_jax.ops.warp import pixel_centres
-from if_jax.weights import list_problems, load_weights, shape_differences
+from if_jax.weights import (
+  INVERSENET,
+  PACKAGED,
+  list_problems,
+  load_weights,
+  shape_differences,
+)
 
 # A GPU would round positions to three digits.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -159,12 +165,10 @@ INVERSE_NETS: dict[str, Callable[..., nn.Module]] = {
   'mlp': InverseMLP,
 }
 
-_DEFAULT_FOLDER = Path(__file__).parent.parent / 'pretrained' / 'inversenet'
-
 
 def load_inversenet(
   name_or_path: str | os.PathLike = 'default', *, num_outputs: int | None = None
-) -> tuple[Callable[[Mapping, jax.Array, jax.Array], jax.Array], dict[str, Any]]:
+) -> tuple[Callable[..., Any], dict[str, Any]]:
   """Loads a trained inverse network.
 
   Args:
@@ -179,7 +183,9 @@ def load_inversenet(
   Raises:
     ValueError: a folder that is not there, holds another network, or does not fit.
   """
-  folder = _DEFAULT_FOLDER if name_or_path == 'default' else Path(name_or_path).expanduser()
+  # Not by that name alone: a run has a folder of the same name.
+  packaged = PACKAGED / INVERSENET
+  folder = packaged if name_or_path == 'default' else Path(name_or_path).expanduser()
   if not folder.is_dir():
     raise ValueError(
       f"no inverse network in {folder}: there is no such folder; give 'default', or a weight "

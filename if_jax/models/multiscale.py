@@ -1,6 +1,7 @@
 """Hierarchical multi-scale attention (HMS): the same network at several scales, mixed per pixel."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,7 @@ class MultiScaleSegmenter(nn.Module):
   axis_name: str | None = None
   scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
 
-  def setup(self):
+  def setup(self) -> None:
     conv = functools.partial(Conv, dtype=self.dtype)
     norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
     self.backbone = HRNet(self.backbone_spec, conv, norm, remat=self.remat)
@@ -59,8 +60,9 @@ class MultiScaleSegmenter(nn.Module):
     """
     scales = TRAINING_SCALES if train else self.scales
     size = image.shape[1:3]
-    outputs = {'attention': {}, 'scale_logits': {}}
-    logits = aux_logits = None
+    outputs: dict[str, Any] = {'attention': {}, 'scale_logits': {}}
+    logits: Any = None
+    aux_logits: Any = None
     for scale in sorted(scales, reverse=True):
       one = self._one_scale(resize_bilinear(image, scale_size(size, scale)), train)
       attention = one['attention']

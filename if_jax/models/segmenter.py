@@ -1,6 +1,7 @@
 """Whole networks: a backbone, a segmentation head, an optional edge head."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -51,7 +52,7 @@ class Segmenter(nn.Module):
     size = image.shape[1:3]
     conv = functools.partial(Conv, dtype=self.dtype)
     norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
-    parts = {'conv': conv, 'norm': norm}
+    parts: dict[str, Any] = {'conv': conv, 'norm': norm}
     features = HRNet(self.backbone_spec, **parts, remat=self.remat, name='backbone')(image, train)
     if self.head == 'ocr':
       ocr = OCR(**parts, num_classes=self.num_classes, name='ocr')

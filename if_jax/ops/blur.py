@@ -1,10 +1,12 @@
 """Gaussian blur."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 
-def gaussian_blur(maps: jax.Array, sigma: jax.Array, *, radius: int = 9) -> jax.Array:
+def gaussian_blur(maps: jax.Array, sigma: jax.Array | float, *, radius: int = 9) -> jax.Array:
   """Blurs maps, each as strongly as asked for, with zeros outside.
 
   Args:
@@ -27,8 +29,9 @@ def gaussian_blur(maps: jax.Array, sigma: jax.Array, *, radius: int = 9) -> jax.
     padding[axis] = (radius, radius)
     padded = jnp.pad(maps, padding)
     length = maps.shape[axis]
-    maps = sum(
+    parts = (
       weights[:, i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
       for i in range(2 * radius + 1)
     )
+    maps = functools.reduce(jnp.add, parts)
   return maps

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 
 def resize_bilinear(
-  image: jax.Array, size: tuple[int, int], *, align_corners: bool = False
+  image: jax.Array, size: Sequence[int], *, align_corners: bool = False
 ) -> jax.Array:
   """Resizes to `size` by bilinear interpolation, never antialiased. Reverse mode only.
 
@@ -48,7 +49,7 @@ def resize_bilinear(
   return image
 
 
-def scale_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def scale_size(size: Sequence[int], scale: float) -> tuple[int, int]:
   """The size of an image of `size` scaled by `scale`, rounded down as PyTorch rounds it."""
   return tuple(max(1, _scale_side(side, scale)) for side in size)
 

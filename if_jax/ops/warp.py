@@ -1,5 +1,7 @@
 """Geometric warps: differentiable in the image and in the parameters of the transform."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -39,7 +41,7 @@ def affine_warp(image: jax.Array, theta: jax.Array) -> jax.Array:
 
 
 def homography_warp(
-  image: jax.Array, matrix: jax.Array, size: tuple[int, int] | None = None
+  image: jax.Array, matrix: jax.Array, size: Sequence[int] | None = None
 ) -> jax.Array:
   """Warps images by homographies, bilinearly, with zeros outside.
 
@@ -102,14 +104,14 @@ def grid_sample(image: jax.Array, grid: jax.Array) -> jax.Array:
   return upper * (1 - bottom_weight) + lower * bottom_weight
 
 
-def _transformed_centres(matrix: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _transformed_centres(matrix: jax.Array, size: Sequence[int]) -> jax.Array:
   """matrix (x, y, 1) of every pixel's centre, [B, H, W, K] for [B, K, 3]."""
   points = pixel_centres(size).astype(matrix.dtype)
   points = jnp.concatenate([points, jnp.ones_like(points[..., :1])], -1)
   return jnp.einsum('hwk,bck->bhwc', points, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def pixel_centres(size: tuple[int, int]) -> jax.Array:
+def pixel_centres(size: Sequence[int]) -> jax.Array:
   """Where pixels lie, float [H, W, 2]: x and y in [-1, 1], as `affine_warp` has them."""
   y, x = ((2 * jnp.arange(length) + 1) / length - 1 for length in size)
   return jnp.stack(jnp.meshgrid(x, y), axis=-1)

@@ -39,6 +39,8 @@ def seeds() -> list[bytes]:
     for card in CARDS:
       save_weights(folder, VARIABLES, card)
       files.append(Path(folder, WEIGHTS_FILE).read_bytes())
+    save_weights(folder, VARIABLES, CARDS[0], dtype=np.float16)
+    files.append(Path(folder, WEIGHTS_FILE).read_bytes())
   return [*files, header_of(files[0]), *(json.dumps(card).encode() for card in CARDS)]
 
 

@@ -1,6 +1,7 @@
 """Street scenes as a data source: encoded images and labels, as a data set on disk would give."""
 
 import operator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,7 +47,7 @@ class Streets:
   def __len__(self) -> int:
     return self.num_examples
 
-  def __getitem__(self, index: int) -> dict[str, bytes | str]:
+  def __getitem__(self, index: int) -> dict[str, Any]:
     """Draws one example: PNG bytes `image` and `label` (Cityscapes' label ids), and `name`."""
     index = operator.index(index)
     if not 0 <= index < self.num_examples:
