@@ -96,4 +96,4 @@ def _parse(
 def _show_module(module: types.ModuleType, own: Sequence[flags.Flag]) -> None:
   from if_jax import usage
 
-  usage.show(module.__doc__.strip(), [('Flags', usage.flag_rows(own))])
+  usage.show((module.__doc__ or '').strip(), [('Flags', usage.flag_rows(own))])

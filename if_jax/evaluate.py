@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from if_jax import parallel, processes
-from if_jax.configs import default
+from if_jax.configs.default import get_config as get_defaults
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
 from if_jax.html_report import Gallery, write_evaluation_report
@@ -232,7 +232,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     num_extremes=config.eval.report_images,
     shown=shown,
     config=config,
-    defaults=default.get_config(),
+    defaults=get_defaults(),
     started=started,
   )
   print(f'weights   {folder}, on {result["images"]} images of {dataset.name} {dataset.split}')

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -20,7 +20,7 @@ _KINDS = {
 _MAX_PROPOSED = 3
 
 
-def hint(name: str, choices: Sequence[str]) -> str:
+def hint(name: str, choices: Iterable[str]) -> str:
   """' Did you mean X?' for the choice that is close to a name, or ''."""
   close = difflib.get_close_matches(name, choices, n=1)
   return f' Did you mean {close[0]}?' if close else ''
@@ -53,7 +53,7 @@ def _of_value(name: str, value: str, error: Exception, arguments: Sequence[str])
   cause = error.__context__
   if isinstance(flags.FLAGS[name].parser, config_flags.ConfigFileFlagParser):
     # A traceback as text; the error it is of comes before it.
-    cause = cause.__context__ or cause
+    cause = (cause and cause.__context__) or cause
     file, _, argument = value.partition(':')
     if isinstance(cause, TypeError) and 'get_config()' in str(cause):
       return f'{file} takes nothing after a colon, but is given {argument!r}'

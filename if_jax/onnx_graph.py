@@ -106,8 +106,9 @@ class Graph:
     key = tuple(map(str, dimensions))
     if key not in self._shapes:
       sizes = [_as_value(self.size(dimension)) for dimension in dimensions]
-      free = any(isinstance(size, Node) for size in sizes)
-      self._shapes[key] = self.add('Concat', *sizes, axis=0) if free else np.concatenate(sizes)
+      known = [size for size in sizes if isinstance(size, np.ndarray)]
+      is_known = len(known) == len(sizes)
+      self._shapes[key] = np.concatenate(known) if is_known else self.add('Concat', *sizes, axis=0)
     return self._shapes[key]
 
   def to_model(self, outputs: Mapping[str, Output]) -> onnx.ModelProto:

@@ -100,7 +100,9 @@ def _transpose(value: Value, order: tuple[int, ...]) -> Value:
   if isinstance(value, np.ndarray):
     return value.transpose(order)
   if value.op == 'Transpose' and [value.attributes['perm'][i] for i in order] == [0, 1, 2, 3]:
-    return value.inputs[0]
+    (original,) = value.inputs
+    assert original is not None
+    return original
   return value.graph.add('Transpose', value, perm=order)
 
 

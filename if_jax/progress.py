@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from jax.typing import ArrayLike
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -104,7 +105,7 @@ class Progress:
     self._completed = completed
     self._recent.append((now, completed))
     if scalars is not None:
-      self._scalars = {name: float(value) for name, value in scalars.items()}
+      self._scalars = {name: float(np.asarray(value)) for name, value in scalars.items()}
     pace = '  '.join(self._pace(now))
     self._bar.update(self._task, completed=completed, status=pace)
     if not self.is_bar and (now >= self._next_line or completed >= self._total):

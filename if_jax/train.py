@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
-from if_jax.configs import default
+from if_jax.configs.default import get_config as get_defaults
 from if_jax.data.augment import Augmentation
 from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
@@ -129,7 +129,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       workdir,
       title=f'{config.model.name} on {config.data.name}',
       config=config,
-      defaults=default.get_config(),
+      defaults=get_defaults(),
       started=started,
       label_set=train_set.label_set,
       samples=samples,

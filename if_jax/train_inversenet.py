@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from if_jax import parallel, processes
 from if_jax.boundary_pairs import PairSettings, label_crops
-from if_jax.configs import inversenet
+from if_jax.configs.inversenet import get_config as get_defaults
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.data.decode import decode_label
 from if_jax.data.pipeline import Stream
@@ -109,7 +109,7 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
       workdir,
       title=f'inverse network {config.name}',
       config=config,
-      defaults=inversenet.get_config(),
+      defaults=get_defaults(),
       started=started,
       panels=[Panel(title, patterns) for title, patterns in _PANELS.items()],
     )

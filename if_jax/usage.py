@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +31,7 @@ def show(title: str, sections: Sequence[tuple[str, Rows]], notes: Sequence[str] 
   """
   console = Console(highlight=False)
   console.width = min(console.width, _MAX_WIDTH)
-  parts = [Text(title)]
+  parts: list[RenderableType] = [Text(title)]
   for heading, rows in sections:
     parts += [Text(f'\n{heading}', style='bold'), _table(list(rows))]
   parts += [Text(f'\n{note}') for note in notes]
@@ -85,7 +85,7 @@ def docstring(file: Path) -> str:
   return re.sub(r'(?<!\n)\n(?!\n)', ' ', text)
 
 
-def key_sections(config: ConfigDict, reasons: dict[str, str]) -> list[tuple[str, Rows]]:
+def key_sections(config: ConfigDict, reasons: dict[str, str]) -> Sequence[tuple[str, Rows]]:
   """Headings with rows for the keys of a configuration: key, value and reason.
 
   Args:

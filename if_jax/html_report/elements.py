@@ -78,8 +78,8 @@ def section(title: str, *children: Child, note: str | None = None) -> Element:
 
 def write_page(path: Path, title: str, header: Element, sections: Iterable[Element | None]) -> None:
   """Writes a page with everything it needs; the file is the old one or the new one, never half."""
-  sections = [part for part in sections if part is not None]
-  links = [element('a', part[0].text, href=f'#{part.get("id")}') for part in sections]
+  parts = [part for part in sections if part is not None]
+  links = [element('a', part[0].text, href=f'#{part.get("id")}') for part in parts]
   head = element(
     'head',
     element('meta', charset='utf-8'),

@@ -1,6 +1,5 @@
 """The report of an evaluation."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def _boundary_section(evaluation, label_set) -> Element | None:
     return None
   tolerances = [key.partition('@')[2] for key in keys]
   # Pixels and shares of the diagonal have no common axis.
-  x = [float(re.match(r'[\d.e-]+', text)[0]) for text in tolerances]
+  x = [float(text.removesuffix('px')) for text in tolerances]
   if len({text.endswith('px') for text in tolerances}) > 1 or x != sorted(x):
     x = range(len(keys))
   x = np.array(x, float)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import if_jax
 from if_jax import parallel
-from if_jax.html_report.elements import element, section
+from if_jax.html_report.elements import Child, element, section
 from if_jax.html_report.tables import percent
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -61,7 +61,7 @@ def run_section(started: float) -> Element:
   versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   now = datetime.datetime.now().astimezone()
   since = datetime.timedelta(seconds=round(time.monotonic() - started))
-  facts = {
+  facts: dict[str, Child] = {
     'Command': element('code', shlex.join(sys.orig_argv)),
     'Devices': devices,
     'Versions': [

@@ -73,14 +73,15 @@ class Gallery:
       return
     confusion = count_confusion(labels, outputs['label'], self._label_set.num_classes)
     scores = iou_from_confusion(confusion)
-    if not self._keep(index, scores['miou']):
+    miou, accuracy = float(scores['miou']), float(scores['pixel_accuracy'])
+    if not self._keep(index, miou):
       return
     row = sheet_row(example['image'], labels, outputs, self._label_set)
     pictures = tuple(
       _encoded(shrunk(picture, _MAX_WIDTH, self._max_pixels), exact=title in _EXACT)
       for title, picture in zip(SHEET_TITLES, row, strict=False)
     )
-    sample = Sample(index, example['name'], scores['miou'], scores['pixel_accuracy'], pictures)
+    sample = Sample(index, example['name'], miou, accuracy, pictures)
     with self._lock:
       # Others may have been worse and better meanwhile.
       if index in self._scores:

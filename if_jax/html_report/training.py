@@ -92,7 +92,7 @@ def write_training_report(
       sample_list(samples.values()),
       note='Of the validation split, always the same, as of the last evaluation.',
     )
-    if samples
+    if label_set and samples
     else None,
     configuration_section(as_dict(config), as_dict(defaults)),
     run_section(started),
@@ -103,7 +103,7 @@ def write_training_report(
 
 def _figures(lines, num_steps) -> dict[str, tuple]:
   steps = max((line['step'] for line in lines), default=0)
-  figures = {}
+  figures: dict[str, tuple] = {}
   scored = [line for line in lines if line.get('val/miou') is not None]
   if scored:
     best = max(scored, key=lambda line: line['val/miou'])

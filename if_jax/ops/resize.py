@@ -51,7 +51,8 @@ def resize_bilinear(
 
 def scale_size(size: Sequence[int], scale: float) -> tuple[int, int]:
   """The size of an image of `size` scaled by `scale`, rounded down as PyTorch rounds it."""
-  return tuple(max(1, _scale_side(side, scale)) for side in size)
+  height, width = (max(1, _scale_side(side, scale)) for side in size)
+  return height, width
 
 
 def _scale_side(side: int, scale: float) -> int:
