@@ -24,7 +24,8 @@ def model_card(card: Mapping[str, Any], num_parameters: int) -> str:
   """Says what weights are, in Markdown behind a header of YAML.
 
   Args:
-    card: of `make_card`. 'license', 'dataset' and 'miou' (a share) are said if it has them.
+    card: of `make_card`. 'license', 'miou' (a share), 'step' and 'notice' (sentences) are said if it
+      has them.
     num_parameters: of the network.
   Returns:
     The text. The header has the keys that the hub knows.
@@ -56,6 +57,8 @@ def model_card(card: Mapping[str, Any], num_parameters: int) -> str:
     if 'step' in card:
       facts['trained for'] = f'{card["step"]} steps'
     parts.append('\n'.join(f'- {key}: {value}' for key, value in facts.items()))
+  if 'notice' in card:
+    parts.append(card['notice'])
   return '\n\n'.join(parts) + '\n'
 
 
