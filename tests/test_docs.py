@@ -84,6 +84,8 @@ BLOCKS = [
 
 @pytest.mark.parametrize('block', BLOCKS)
 def test_blocks_run(block, folder, monkeypatch):
+  if 'huggingface_hub' in block:
+    pytest.skip('speaks to the hub')
   monkeypatch.chdir(folder)
   names = names_for_blocks()
   exec(block, names)
@@ -91,7 +93,8 @@ def test_blocks_run(block, folder, monkeypatch):
     assert 0 < names['count'] <= 18
     assert 0 < names['loss'] < 1
   if 'logits' in names.get('outputs', {}):
-    assert names['outputs']['logits'].shape == (1, 32, 64, 19)
+    num_classes = len(names['card']['label_set']['classes'])
+    assert names['outputs']['logits'].shape == (1, 32, 64, num_classes)
   elif 'outputs' in names:
     assert names['outputs']['label'].dtype == np.uint8
   if 'again' in names:
