@@ -37,7 +37,7 @@ def load(program: str) -> types.ModuleType:
     module._to_weights = module._to_pytorch = lambda *arguments: None
     return module
   for path in (ROOT / 'if_jax').glob('[a-z]*.py'):
-    if path.stem != 'cli':
+    if path.stem not in ('cli', 'mistakes', 'usage'):
       sys.modules[f'if_jax.{path.stem}'] = Idle(path.stem)
   return importlib.import_module('if_jax.__main__')
 
