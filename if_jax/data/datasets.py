@@ -158,7 +158,5 @@ def _streets(
   splits = ('train', 'val')
   if split not in splits:
     raise ValueError(f'streets has no split {split!r}; it has {", ".join(splits)}')
-  height, width = size
-  seed = len(splits) * seed + splits.index(split)
-  source = streets.Streets(num_examples, (height, width), seed)
+  source = streets.Streets(num_examples, tuple(size), len(splits) * seed + splits.index(split))
   return source.label_set, source

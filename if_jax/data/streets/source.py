@@ -1,6 +1,7 @@
 """Street scenes as a data source: encoded images and labels, as a data set on disk would give."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -34,7 +35,7 @@ class Streets:
 
   label_set = CITYSCAPES
 
-  def __init__(self, num_examples: int, size: tuple[int, int] = (256, 512), seed: int = 0):
+  def __init__(self, num_examples: int, size: Sequence[int] = (256, 512), seed: int = 0):
     if num_examples < 1:
       raise ValueError(f'num_examples is {num_examples}; streets needs 1 or more')
     if np.shape(size) != (2,) or min(size) < MIN_SIDE:
