@@ -11,8 +11,9 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   # Decides initial weights, order of the images, augmentation and dropout.
   config.seed = 0
-  # A weight folder, of `python -m convert` or of a training (WORKDIR/best): what training starts
-  # from, what evaluation and prediction use. Empty: random weights, and WORKDIR/best.
+  # A weight folder, of `python -m convert` or of a training (WORKDIR/best), or the name of one in
+  # the package: what training starts from, what evaluation and prediction use. Empty: random
+  # weights, and WORKDIR/best.
   config.init_from = ''
 
   config.model = ConfigDict()

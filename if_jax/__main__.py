@@ -19,7 +19,7 @@ MODES = {
   'train': 'Trains a network and evaluates it on the way; goes on where it was interrupted.',
   'evaluate': 'Scores weights on a data set: a table of classes, evaluation.json, pictures.',
   'predict': 'Labels --input: an image, a video, or a folder of them.',
-  'export': 'Writes a network for images of --size as StableHLO, which runs without this package.',
+  'export': 'Writes a network as StableHLO or ONNX, which runs without this package.',
   'check_data': 'Tells all that is wrong with the files of a data set; needs no --workdir.',
   'train_inversenet': 'Trains the inverse network of the InverseForm loss; --config=inversenet.',
 }
@@ -180,8 +180,8 @@ def _show_help(own_flags: Sequence[flags.Flag], config: ConfigDict | None) -> No
     [
       f'{command} --config=CONFIG --help lists the keys of a configuration, --helpfull also the '
       'flags of the libraries.',
-      'Exit status: 0 success, 1 failure, 2 a mistake in what was asked, 130 Ctrl-C, 143 stopped '
-      'by a signal with the state saved.',
+      'Exit status: 0 success, 1 failure, 2 a mistake in what was asked, 130 Ctrl-C, 143 a training '
+      'that a signal stopped, Ctrl-C among them, with its state saved.',
     ],
   )
 

@@ -25,6 +25,8 @@ PLATFORMS = ('cpu', 'cuda')
 
 # Pixels a side; the network's coarsest branch has a sixty-fourth of them.
 _MIN_SIDE = 16
+# Below, JAX cannot tell that a pixel is left of the smallest image.
+_MIN_SCALE = 0.125
 _MAX_SIDE = 16384
 
 _LOADER = '''\
@@ -108,6 +110,13 @@ def export_weights(
   model = model_from_card(config, card)
   if file_format == 'onnx' and model.dtype != jnp.float32:
     raise ValueError('--format=onnx computes in float32; leave config.model.dtype out')
+  if size is None or file_format == 'onnx':
+    too_small = [x for x in getattr(model, 'scales', ()) if x < _MIN_SCALE]
+    if too_small:
+      raise ValueError(
+        f'config.model.scales has {too_small[0]:g}; for images of any size, and in ONNX, give '
+        f'scales from {_MIN_SCALE} up'
+      )
   check_fits(model, variables, folder)
   output = Path(output or Path(workdir, 'export'))
   file = output / f'model.{file_format}'

@@ -24,8 +24,8 @@ def model_card(card: Mapping[str, Any], num_parameters: int) -> str:
   """Says what weights are, in Markdown behind a header of YAML.
 
   Args:
-    card: of `make_card`. 'license', 'miou' (a share), 'step' and 'notice' (sentences) are said if it
-      has them.
+    card: of `make_card`. 'license', 'miou' (a share), 'step', 'init_from' and 'notice' (sentences)
+      are said if it has them.
     num_parameters: of the network.
   Returns:
     The text. The header has the keys that the hub knows.
@@ -56,6 +56,8 @@ def model_card(card: Mapping[str, Any], num_parameters: int) -> str:
       facts['mean IoU'] = f'{card["miou"]:.1%} in the evaluations of the training'
     if 'step' in card:
       facts['trained for'] = f'{card["step"]} steps'
+    if 'init_from' in card:
+      facts['started from'] = f'{card["init_from"]}, whose terms may bind these weights, too'
     parts.append('\n'.join(f'- {key}: {value}' for key, value in facts.items()))
   if 'notice' in card:
     parts.append(card['notice'])

@@ -152,7 +152,7 @@ def predict_paths(
   predictor = Predictor(weights, config)
   if not workdir and not config.init_from:
     print(
-      f'by the weights {weights} of the package, for its classes; '
+      f'by the weights {weights.name} of the package, for its classes and for research; '
       'for others, --workdir=RUN or --config.init_from=FOLDER'
     )
   kinds = tuple(config.eval.save) or _KINDS + ('edges',) * predictor.edge_head
@@ -164,7 +164,7 @@ def predict_paths(
   introduce(
     Console(stderr=True),
     input=f'{input_path}: {len(inputs)} {"files" if len(inputs) > 1 else "file"}',
-    model=str(weights),
+    model=str(weights) if workdir or config.init_from else weights.name,
     device=parallel.describe_devices(),
   )
   run = _Run(predictor, folder, kinds)

@@ -13,7 +13,7 @@ from if_jax.inference import Looks
 from if_jax.losses import LossWeights, joint_loss
 from if_jax.models import Network, create_model
 from if_jax.models.inversenet import load_inversenet
-from if_jax.weights import DEFAULT_WEIGHTS, label_set_of
+from if_jax.weights import DEFAULT_WEIGHTS, PACKAGED, find_weights, label_set_of
 
 
 def model_from_config(config: ConfigDict, num_classes: int, **options: Any) -> Network:
@@ -71,15 +71,15 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
 def weights_folder(config: ConfigDict, workdir: str) -> Path:
   """Where the weights to evaluate are: `config.init_from`, or the best of the run in `workdir`.
 
-  With neither, the name of those that come with the package.
+  With neither, those that come with the package.
 
   Raises:
     ValueError: both are there, and differ: the weights a training started from are easily taken
       for those it ended with.
   """
   if not config.init_from:
-    return Path(workdir, 'best') if workdir else Path(DEFAULT_WEIGHTS)
-  folder = Path(config.init_from).expanduser()
+    return Path(workdir, 'best') if workdir else PACKAGED / DEFAULT_WEIGHTS
+  folder = find_weights(config.init_from)
   if not workdir:
     return folder
   best = Path(workdir, 'best')

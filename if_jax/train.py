@@ -105,7 +105,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     centroids=centroids,
   )
   evaluator = Evaluator(model, eval_set, config)
-  card = make_card(config.model.name, model, train_set.label_set)
+  origin = {'init_from': config.init_from} if config.init_from else {}
+  card = make_card(config.model.name, model, train_set.label_set, **origin)
 
   num_shown = min(_MAX_SHOWN, config.eval.sheet_images)
   shown = np.linspace(0, len(eval_set) - 1, num_shown).round().astype(int)

@@ -56,7 +56,8 @@ def save_weights(
     card: what a reader needs, see `make_card`, and whatever else JSON can say.
     dtype: of the file, float32 or float16, which is half as large and keeps three digits.
   Raises:
-    ValueError: another dtype, or numbers that are too large for it.
+    ValueError: another dtype, numbers that are too large for it, or a folder with a README.md of
+      something else.
   """
   tensors = _tensors(variables, np.dtype(dtype))
   num_parameters = sum(x.size for name, x in tensors.items() if name.startswith('params/'))
@@ -65,6 +66,11 @@ def save_weights(
     README_FILE: model_card(card, num_parameters),
   }
   folder = Path(folder)
+  if (folder / README_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
+    raise ValueError(
+      f'{folder} is no weight folder and has a {README_FILE}, which would be replaced; name '
+      'another folder'
+    )
   folder.mkdir(parents=True, exist_ok=True)
   unfinished = folder / f'.{WEIGHTS_FILE}.{os.getpid()}'
   try:

@@ -21,6 +21,7 @@ from convert import from_torch
 from if_jax.configs import default, inversenet
 from if_jax.data.labels import CITYSCAPES, label_set_from_json
 from if_jax.models import MODELS, create_model
+from if_jax.onnx_translation import to_onnx
 from if_jax.weights import make_card, save_weights
 
 ROOT = pages.ROOT
@@ -60,6 +61,9 @@ def folder(tmp_path_factory):
 
   exported = jax.export.export(jax.jit(network))(jax.ShapeDtypeStruct((1, 4, 8, 3), jnp.uint8))
   (path / 'model.stablehlo').write_bytes(exported.serialize())
+  spec = jax.ShapeDtypeStruct((1, 4, 8, 3), jnp.uint8)
+  model = to_onnx(lambda _, images: network(images), {}, spec)
+  (path / 'model.onnx').write_bytes(model.SerializeToString())
   return path
 
 

@@ -109,7 +109,7 @@ def test_a_published_checkpoint_is_evaluated(copy, tmp_path):
     for path in root.rglob('*_labelIds.png')
   )
   assert np.sum(result['confusion']) == labelled
-  assert (copy / 'runs/hrnet18/evaluation/sheet.png').is_file()
+  assert (copy / 'runs/hrnet18/evaluation/report.html').is_file()
 
 
 # Compiling a step of a real network takes minutes.
@@ -138,7 +138,7 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
   assert len(losses) == 3 and np.isfinite(losses).all()
   assert all(x['train/inverseform'] > 0 for x in lines if 'train/loss' in x)
   assert {f'val/iou/{name}' for name in NAMES} <= lines[-1].keys()
-  assert (copy / 'runs/mine/curves.png').is_file()
+  assert (copy / 'runs/mine/report.html').is_file()
 
   save(copy / 'photos/deep/photo.png', draw(rng)[0])
   film = cv2.VideoWriter(
@@ -147,7 +147,7 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
   for _ in range(3):
     film.write(draw(rng)[0])
   film.release()
-  run(copy, '--mode=predict', main=main)
+  run(copy, '--mode=predict', '--workdir=runs/mine', main=main)
   out = copy / 'labelled'
   ids = [out / 'label_ids/deep/photo.png', *sorted((out / 'label_ids/film').glob('*.png'))]
   assert len(ids) == 4
@@ -156,6 +156,14 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
     assert label.shape == SIZE and label.max() < len(NAMES)
   for name in ('overlay/film.mp4', 'edges/deep/photo.png', 'color/deep/photo.png'):
     assert (out / name).stat().st_size
+
+
+def test_a_photo_is_labelled_at_once(copy):
+  save(copy / 'street.jpg', draw(np.random.default_rng(0))[0])
+  assert 'hrnet16_slim_camvid' in run(copy, '--mode=predict', '--input=street.jpg')
+  label = np.asarray(Image.open(copy / 'predictions/label_ids/street.png'))
+  assert label.shape == SIZE and label.max() < 11
+  assert (copy / 'predictions/edges/street.png').stat().st_size
 
 
 def test_the_loss_is_taken_along(copy):
