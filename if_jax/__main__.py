@@ -180,8 +180,8 @@ def _show_help(own_flags: Sequence[flags.Flag], config: ConfigDict | None) -> No
     [
       f'{command} --config=CONFIG --help lists the keys of a configuration, --helpfull also the '
       'flags of the libraries.',
-      'Exit status: 0 success, 1 failure, 2 a mistake in what was asked, 130 Ctrl-C, 143 a training '
-      'that a signal stopped, Ctrl-C among them, with its state saved.',
+      'Exit status: 0 success, 1 failure, 2 a mistake in what was asked, 130 Ctrl-C, 143 a '
+      'training that a signal stopped, Ctrl-C among them, with its state saved.',
     ],
   )
 
