@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 from convert import from_torch, to_torch
 from if_jax.data.labels import CAMVID
 from if_jax.models import MODELS, create_model, from_pretrained
+from if_jax.models.hrnet import HRNetSpec
+from if_jax.models.segmenter import Segmenter
 from if_jax.weights import label_set_of, make_card, save_weights
 
 # Millions of parameters without and with the edge head, as the original networks have them.
@@ -204,3 +206,20 @@ def test_wrong_names_and_scales_are_refused():
     create_model('ocrnet48_hms', scales=(0.5, 2.0))
   with pytest.raises(ValueError, match='one scale'):
     create_model('hrnet18', scales=(1.0,))
+
+
+@pytest.mark.parametrize('head', ['plain', 'ocr'])
+def test_a_fresh_network_is_certain_of_nothing(head):
+  spec = HRNetSpec(width=8, modules=(1, 1, 1), blocks=1, stem_blocks=1, patch_stem=True)
+  model = Segmenter(spec, num_classes=5, head=head)
+  image = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+
+  def first_outputs(rng):
+    variables = model.init(rng, image)
+    return model.apply(variables, image, True, mutable=['batch_stats'], rngs={'dropout': rng})[0]
+
+  outputs = _jit(first_outputs)(jax.random.key(1))
+  assert outputs.keys() == {'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits'}
+  for name, logits in outputs.items():
+    # At 0 both sides, or all classes, are as likely.
+    assert 0 < np.abs(logits).max() < 0.2, name

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from if_jax.models.layers import ConvNorm, ModuleDef
+from if_jax.models.layers import LOGITS_INIT, ConvNorm, ModuleDef
 from if_jax.ops.resize import resize_bilinear
 
 
@@ -22,7 +22,9 @@ class ConvHead(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = ConvNorm(self.conv, self.norm, self.hidden, use_bias=self.use_bias, name='hidden')(x, train)
-    return self.conv(self.features, use_bias=self.use_bias, name='classifier')(x)
+    return self.conv(
+      self.features, use_bias=self.use_bias, kernel_init=LOGITS_INIT, name='classifier'
+    )(x)
 
 
 def enlarge_logits(logits: jax.Array, size: Sequence[int]) -> jax.Array:

@@ -16,6 +16,12 @@ ModuleDef = Callable[..., nn.Module]
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
+# Of convolutions that a normalisation follows, which takes their scale away again.
+HE_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# Of those that give logits, as HRNet's repositories have it: a network that knows nothing says so.
+# He's would make the one logit of an edge 22 times as large as the features it is made of.
+LOGITS_INIT = nn.initializers.normal(0.001)
+
 
 class Conv(nn.Module):
   """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`."""
@@ -26,13 +32,13 @@ class Conv(nn.Module):
   padding: int | None = None
   use_bias: bool = False
   dtype: Dtype = jnp.float32
+  kernel_init: nn.initializers.Initializer = HE_INIT
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     k = self.kernel_size
     shape = (k, k, x.shape[-1], self.features)
-    init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-    kernel = self.param('kernel', init, shape).astype(self.dtype)
+    kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
     padding = k // 2 if self.padding is None else self.padding
     x = conv2d(x.astype(self.dtype), kernel, self.stride, padding)
     if self.use_bias:

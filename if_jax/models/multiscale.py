@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from if_jax.models.heads import ConvHead, enlarge_logits, enlarge_probability
 from if_jax.models.hrnet import HRNet, HRNetSpec
-from if_jax.models.layers import BatchNorm, Conv, ConvNorm, Dtype, ModuleDef
+from if_jax.models.layers import LOGITS_INIT, BatchNorm, Conv, ConvNorm, Dtype, ModuleDef
 from if_jax.models.ocr import OCR
 from if_jax.ops.resize import resize_bilinear, scale_size
 
@@ -104,7 +104,7 @@ class ScaleAttention(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     for i in range(2):
       x = ConvNorm(self.conv, self.norm, self.features, 3, name=f'block{i}')(x, train)
-    return nn.sigmoid(self.conv(1, name='classifier')(x))
+    return nn.sigmoid(self.conv(1, kernel_init=LOGITS_INIT, name='classifier')(x))
 
 
 def _mix(previous, current, attention, enlarge):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from if_jax.models.heads import ConvHead
-from if_jax.models.layers import ConvNorm, ModuleDef
+from if_jax.models.layers import LOGITS_INIT, ConvNorm, ModuleDef
 
 
 class OCR(nn.Module):
@@ -38,7 +38,9 @@ class OCR(nn.Module):
     out = self._block(self.features, 'join')(joined, train)
     # Whole channels are dropped, as PyTorch's Dropout2d drops them.
     out = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(out)
-    logits = self.conv(self.num_classes, use_bias=True, name='classifier')(out)
+    logits = self.conv(
+      self.num_classes, use_bias=True, kernel_init=LOGITS_INIT, name='classifier'
+    )(out)
     return logits, coarse_logits, out
 
   def _attend(self, pixels, classes, train):

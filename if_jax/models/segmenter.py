@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from if_jax.models.heads import ConvHead, enlarge_logits, enlarge_probability
 from if_jax.models.hrnet import HRNet, HRNetSpec
-from if_jax.models.layers import BatchNorm, Conv, Dtype
+from if_jax.models.layers import LOGITS_INIT, BatchNorm, Conv, Dtype
 from if_jax.models.ocr import OCR
 
 
@@ -70,7 +70,9 @@ class Segmenter(nn.Module):
     if train:
       outputs['aux_logits'] = enlarge_logits(aux_logits, size)
     if self.edge_head:
-      edge_logits = conv(1, use_bias=True, name='edge_classifier')(edge_features)
+      edge_logits = conv(1, use_bias=True, kernel_init=LOGITS_INIT, name='edge_classifier')(
+        edge_features
+      )
       aux_edge_logits = ConvHead(**parts, hidden=features.shape[-1], features=1, name='edge_head')(
         features, train
       )
