@@ -101,6 +101,9 @@ def test_blocks_run(block, folder, monkeypatch):
     assert names['outputs']['logits'].shape == (1, 32, 64, num_classes)
   elif 'outputs' in names:
     assert names['outputs']['label'].dtype == np.uint8
+  if 'root' in names:
+    moved = [[x.name for x in names['root'].glob(f'{kind}/val/*')] for kind in ('images', 'labels')]
+    assert len(moved[0]) == 1 and moved[0] == moved[1]
   if 'again' in names:
     jax.tree.map(np.testing.assert_array_equal, names['again'], names['variables'])
 
