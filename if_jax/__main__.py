@@ -163,9 +163,11 @@ def _show_help(own_flags: Sequence[flags.Flag], config: ConfigDict | None) -> No
   command = usage.program()
   if config is not None:
     file = Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0])
-    # Others change what default.py has; its comments say what a key is.
-    is_whole = 'ConfigDict()' in file.read_text(encoding='utf-8')
-    reasons = usage.key_reasons(file if is_whole else _CONFIGS / 'default.py')
+    reasons = usage.key_reasons(file)
+    if not re.search(r'^ *config = ConfigDict\(', file.read_text(encoding='utf-8'), re.M):
+      # It changes what default.py has, whose comments say what a key is; it may have further keys.
+      usual = usage.key_reasons(_CONFIGS / 'default.py')
+      reasons = usual | reasons | usual
     title = f'{usage.docstring(file)}\n\nIts keys, each set by --config.KEY=VALUE:'
     usage.show(title.strip(), usage.key_sections(config, reasons))
     return

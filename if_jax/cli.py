@@ -83,7 +83,15 @@ def _parse(
   ]
   try:
     rest = flags.FLAGS(without)
-  except (AttributeError, KeyError, flags.Error, OSError, TypeError, ValueError) as error:
+  except (
+    AttributeError,
+    IndexError,
+    KeyError,
+    flags.Error,
+    OSError,
+    TypeError,
+    ValueError,
+  ) as error:
     from if_jax import mistakes
 
     text = mistakes.sentence(error, argv, [flag.name for flag in own])

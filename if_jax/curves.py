@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+# In the working directory of a run.
+METRICS_FILE = 'metrics.jsonl'
+
 # Which values are drawn together: shell patterns by the panel's title. The parts of an auxiliary
 # loss follow those of the main one, and would only crowd the picture.
 PANELS = {
@@ -194,7 +197,8 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 def ticks(values: np.ndarray, count: int) -> np.ndarray:
   """About `count` round numbers, the first not above any value and the last not below."""
   low, high = float(values.min()), float(values.max())
-  if low == high:
+  # Between numbers that are almost the same there are no round ones.
+  if math.isclose(low, high, rel_tol=1e-9):
     low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
   rough = (high - low) / (count - 1)
   magnitude = 10.0 ** math.floor(math.log10(rough))
@@ -205,4 +209,7 @@ def ticks(values: np.ndarray, count: int) -> np.ndarray:
 def tick_label(tick: float, ticks: np.ndarray) -> str:
   """Writes a tick with as many decimals as tell it from its neighbours."""
   decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+  if decimals > 6:
+    digits = decimals + 1 + math.floor(math.log10(np.abs(ticks).max()))
+    return f'{tick:.{digits}g}'
   return f'{tick:,.{decimals}f}'

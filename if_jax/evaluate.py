@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -223,21 +224,27 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
   evaluation = as_json(result, dataset, folder)
   path.write_text(json.dumps(evaluation, indent=2) + '\n')
   report = pictures / 'report.html'
-  write_evaluation_report(
-    report,
-    evaluation,
-    dataset.label_set,
-    samples,
-    title=f'{card["model"]} on {dataset.name} {dataset.split}',
-    num_extremes=config.eval.report_images,
-    shown=shown,
-    config=config,
-    defaults=get_defaults(),
-    started=started,
-  )
+  is_reported = True
+  try:
+    write_evaluation_report(
+      report,
+      evaluation,
+      dataset.label_set,
+      samples,
+      title=f'{card["model"]} on {dataset.name} {dataset.split}',
+      num_extremes=config.eval.report_images,
+      shown=shown,
+      config=config,
+      defaults=get_defaults(),
+      started=started,
+    )
+  except OSError as error:  # The numbers are written.
+    is_reported = False
+    logging.warning('The report is not written: %s', error)
   print(f'weights   {folder}, on {result["images"]} images of {dataset.name} {dataset.split}')
   print(f'numbers   {path}')
-  print(f'report    {report}')
+  if is_reported:
+    print(f'report    {report}')
   print(f'pictures  {pictures}')
   return result
 

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import fcntl
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +21,10 @@ from if_jax import parallel, processes
 from if_jax.checkpoints import Checkpoint, Checkpoints
 from if_jax.data.pipeline import Stream
 from if_jax.guard import SkippedSteps
-from if_jax.report import MetricWriter, Progress, read_metrics
+from if_jax.report import METRICS_FILE, MetricWriter, Progress, read_metrics
 from if_jax.stopping import Stopped, StopSignal, Watchdog
 
 CONFIG_FILE = 'config.json'
-METRICS_FILE = 'metrics.jsonl'
 # Settings that may differ among the processes of a run.
 _OF_A_MACHINE = ('data.root', 'data.cache_dir', 'data.num_workers', 'cache_dir', 'sources.')
 # Settings of every run that may differ when it goes on.
@@ -36,7 +36,7 @@ _FREE_TO_CHANGE = (
   'train.step_timeout',
 )
 # Of the metrics of a step, by how their names begin: losses of further outputs, see `joint_loss`.
-_SIDE_TERMS = ('aux_', 'scale_')
+_SIDE_TERM = re.compile(r'aux_|scale_\d')
 _SKIPPED = 'skipped_steps'
 
 
@@ -120,10 +120,12 @@ def run_steps(
         train.num_steps,
         completed=start,
         images_per_step=train.batch_size,
-        note='loading the first images',
+        note='loading the first images' if start < train.num_steps else '',
         console=processes.console(),
       )
     )
+    # Until the bar ends.
+    stack.callback(setattr, stop, 'show', None)
     stop.show = progress.note if progress.is_bar else None
     batches = enter(
       make_batches(
@@ -157,10 +159,7 @@ def run_steps(
         save_and_exit(step)
       progress.say(f'step {step}: {in_words(scores)}')
       if writer:
-        try:
-          on_evaluated()
-        except OSError as error:  # Nothing that a training should end for.
-          logging.warning('The report is not written: %s', error)
+        try_to_report(on_evaluated)
       watchdog.beat()
 
     def save(step):
@@ -168,6 +167,8 @@ def run_steps(
         checkpoints.save(step, parallel.fetch(state), record)
 
     def save_and_exit(step):
+      if progress.is_bar:  # Steps that ended since the signal have cleared what it said there.
+        progress.note(f'saving step {step}, then stopping; a second signal stops at once')
       save(step)
       processes.from_first(lambda: checkpoints and checkpoints.wait())
       progress.update(step)
@@ -190,7 +191,7 @@ def run_steps(
     latest_shown = start
     for step in range(start + 1, train.num_steps + 1):
       batch = next(batches)
-      if step == start + 1:
+      if step == start + 1 and not stop.is_told:
         progress.note('compiling the training step')
       state, metrics = step_fn(state, batch)
       under_way.append((step, metrics['skipped_steps']))
@@ -221,6 +222,16 @@ def run_steps(
   return state
 
 
+def try_to_report(write: Callable[[], None]) -> None:
+  """Writes a report; whatever goes wrong with it is nothing that a training should end for."""
+  try:
+    write()
+  except Exception as error:
+    # A disk that is full is no riddle.
+    is_riddle = not isinstance(error, OSError)
+    logging.warning('The report is not written: %s', error, exc_info=is_riddle)
+
+
 def _shown(scalars: Mapping[str, float]) -> dict[str, float]:
   """The loss, its terms and the learning rate, of all that is written."""
   left_out = ('gradient_norm', 'images_per_second', 'learning_rate')
@@ -228,7 +239,7 @@ def _shown(scalars: Mapping[str, float]) -> dict[str, float]:
     name: value
     for name, value in scalars.items()
     # Those of side outputs are many; skipped steps are rare.
-    if name not in left_out and not name.startswith(_SIDE_TERMS) and (name != _SKIPPED or value)
+    if name not in left_out and not _SIDE_TERM.match(name) and (name != _SKIPPED or value)
   }
   return {'loss': scalars['loss']} | terms | {'learning rate': scalars['learning_rate']}
 

@@ -46,6 +46,8 @@ def sentence(error: Exception, arguments: Sequence[str], flag_names: Sequence[st
     return _of_value(name, value, error, arguments)
   if isinstance(error, AttributeError | KeyError):
     return _of_key(error, arguments)
+  if isinstance(error, IndexError):
+    return _of_index(error, arguments)
   return ' '.join(str(error).split())
 
 
@@ -60,7 +62,8 @@ def _of_value(name: str, value: str, error: Exception, arguments: Sequence[str])
     return f'{file}: {cause}'
   example = flags.FLAGS[name].default
   if name.startswith('config.'):
-    example = dict(_items(_config(arguments)))[name.removeprefix('config.')]
+    # A part of a tuple, config.KEY[0], is none of them.
+    example = dict(_items(_config(arguments))).get(name.removeprefix('config.'))
   if isinstance(example, ConfigDict):
     key = next(iter(example))
     return f'{name} is a group of keys; give one of them, such as --{name}.{key}={example[key]}'
@@ -90,6 +93,20 @@ def _of_key(error: Exception, arguments: Sequence[str]) -> str:
         f'the configuration has no key config.{match[1]}; --config=NAME --help lists those there '
         f'are.{near}'
       )
+  return ' '.join(str(error).split())
+
+
+def _of_index(error: Exception, arguments: Sequence[str]) -> str:
+  """Of config.KEY[1], where the value has no such part."""
+  keys = dict(_items(_config(arguments)))
+  for argument in arguments[1:]:
+    match = re.match(r'--?config\.([\w.]+)\[(-?\d+)\]', argument)
+    if match and match[1] in keys:
+      key, value = match[1], keys[match[1]]
+      try:
+        value[int(match[2])]
+      except (IndexError, TypeError):
+        return f'there is no config.{key}[{match[2]}]; set all of it, as by --config.{key}={value}'
   return ' '.join(str(error).split())
 
 

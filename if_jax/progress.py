@@ -41,7 +41,7 @@ class Progress:
     console: where to; standard error by default.
 
   Attributes:
-    is_bar: whether there is a bar: the output is a terminal.
+    is_bar: whether there is a bar: the output is a terminal that can move its cursor.
 
   Example:
     with Progress('train', total=400, images_per_step=16) as progress:
@@ -66,11 +66,13 @@ class Progress:
     self._images_per_step = images_per_step
     self._seconds = seconds
     self._console = console or Console(stderr=True)
-    self.is_bar = self._console.is_terminal and not self._console.quiet
+    # A terminal that cannot move its cursor (TERM=dumb) gets lines, too.
+    is_able = self._console.is_terminal and not self._console.is_dumb_terminal
+    self.is_bar = is_able and not self._console.quiet
     self._scalars = {}
     self._start = time.monotonic()
     self._note, self._note_since = note, self._start
-    self._bar = _Bar(self._lines_beneath, self._console)
+    self._bar = _Bar(self._lines_beneath, self._console, disable=not self.is_bar)
     self._task = self._bar.add_task(description, total=total, completed=completed, status='')
     # The rate is that of the last updates, so that neither compilation nor a pause lingers in it.
     self._recent = collections.deque(maxlen=20)
@@ -101,6 +103,8 @@ class Progress:
   def update(self, completed: int, scalars: Mapping[str, ArrayLike] | None = None) -> None:
     """Says how many steps are done, and the numbers to show; without, the last ones stay."""
     now = time.monotonic()
+    if self._note:
+      self._recent.clear()
     self._note = ''
     self._completed = completed
     self._recent.append((now, completed))
@@ -144,7 +148,7 @@ class Progress:
 class _Bar(ProgressBar):
   """A bar with lines beneath, which are asked for anew each time that it is drawn."""
 
-  def __init__(self, lines_beneath, console: Console):
+  def __init__(self, lines_beneath, console: Console, *, disable: bool):
     # The base class draws it before it is whole.
     self._width = lambda: min(console.width, _MAX_WIDTH)
     self._lines_beneath = lines_beneath
@@ -157,7 +161,7 @@ class _Bar(ProgressBar):
       # Drawing costs time that a computation on few cores could use.
       refresh_per_second=4,
       expand=True,
-      disable=not console.is_terminal or console.quiet,
+      disable=disable,
     )
 
   def get_renderables(self) -> Iterator[RenderableType]:

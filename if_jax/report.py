@@ -21,11 +21,12 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from if_jax.curves import PANELS, learning_curves, read_metrics
+from if_jax.curves import METRICS_FILE, PANELS, learning_curves, read_metrics
 from if_jax.pictures import colorize, contact_sheet, error_map, overlay
 from if_jax.progress import Progress, introduce
 
 __all__ = [
+  'METRICS_FILE',
   'MetricWriter',
   'Progress',
   'colorize',
@@ -142,7 +143,7 @@ class MetricWriter:
   def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / 'metrics.jsonl'
+    path = workdir / METRICS_FILE
     if path.exists():
       _cut_away(path, math.inf if resume_step is None else resume_step)
     self._lines = path.open('a', encoding='utf-8')
@@ -216,12 +217,15 @@ def _tag(name: str) -> str:
 def _cut_away(path: pathlib.Path, last_step: float) -> None:
   """Keeps the whole lines up to a step; a crash in between leaves the old file or the new one."""
   kept = [record for record in read_metrics(path) if record['step'] <= last_step]
-  part = path.with_suffix('.part')
-  part.write_text(''.join(json.dumps(record) + '\n' for record in kept), encoding='utf-8')
-  os.replace(part, path)
+  text = ''.join(json.dumps(record) + '\n' for record in kept)
+  # A file that stays the same also keeps its time, by which a report of it is up to date.
+  if text.encode() != path.read_bytes():
+    part = path.with_suffix('.part')
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, path)
 
 
 def save_curves(workdir: str | os.PathLike, panels: Mapping[str, Sequence[str]] = PANELS) -> None:
   """Draws what `metrics.jsonl` holds into `curves.png`, see `learning_curves`."""
-  curves = learning_curves(pathlib.Path(workdir, 'metrics.jsonl'), panels)
+  curves = learning_curves(pathlib.Path(workdir, METRICS_FILE), panels)
   Image.fromarray(curves).save(pathlib.Path(workdir, 'curves.png'))

@@ -19,6 +19,7 @@ class StopSignal:
   Among several processes it is enough that one is told: all stop after the same step.
 
   Attributes:
+    is_told: whether this process has heard a signal.
     show: shows a sentence without printing, where a bar is drawn that it would break; None: the
       sentence is written to standard error.
   Example:
@@ -30,7 +31,7 @@ class StopSignal:
   """
 
   def __init__(self):
-    self._told = self._at_once = False
+    self.is_told = self._at_once = False
     self._handlers = {}
     self.show: Callable[[str], None] | None = None
 
@@ -50,21 +51,21 @@ class StopSignal:
     """Whether to stop after this step; to be asked after every step, by every process."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._told
+    return self.is_told
 
   @contextlib.contextmanager
   def at_once(self) -> Iterator[None]:
     """While the body runs, a signal raises `Stopped` in it; several processes let it end."""
     self._at_once = jax.process_count() == 1
     try:
-      if self._at_once and self._told:
+      if self._at_once and self.is_told:
         raise Stopped
       yield
     finally:
       self._at_once = False
 
   def _tell(self, number, frame):
-    self._told = True
+    self.is_told = True
     self.__exit__()
     text = f'{signal.Signals(number).name}: saving, then stopping; a second signal stops at once'
     if self.show:

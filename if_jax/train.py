@@ -19,10 +19,16 @@ from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
 from if_jax.freezing import check_frozen, freeze_updates
-from if_jax.html_report import Gallery, picture_strip, write_training_report
-from if_jax.loop import METRICS_FILE, check_steps, run_steps
+from if_jax.html_report import (
+  REPORT_FILE,
+  Gallery,
+  is_reported,
+  picture_strip,
+  write_training_report,
+)
+from if_jax.loop import check_steps, run_steps, try_to_report
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.report import introduce, read_metrics, save_curves
+from if_jax.report import METRICS_FILE, introduce, read_metrics, save_curves
 from if_jax.settings import load_split, loss_from_config, model_from_config
 from if_jax.train_step import TrainState, train_step
 from if_jax.weights import (
@@ -141,7 +147,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   introduce(
     console,
     model=f'{config.model.name}: {count_parameters(initial.params)}, '
-    f'from {config.init_from or "random weights"}',
+    f'begun from {config.init_from or "random weights"}',
     device=f'{parallel.describe_devices()}: {config.train.num_steps} steps of '
     f'{config.train.batch_size} crops of {size}',
   )
@@ -154,13 +160,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     workdir=workdir,
     schedule=schedule,
     free_to_change=_FREE_TO_CHANGE,
-    in_words=_in_words,
+    in_words=_miou_in_words,
     on_evaluated=write_report,
   )
   if processes.is_first():
     last = {**card, 'step': config.train.num_steps}
     save_weights(Path(workdir, 'last'), parallel.fetch(state.evaluated), last)
     save_curves(workdir)
+    if not is_reported(workdir):
+      try_to_report(write_report)
     _say_where_it_is(workdir)
   return state
 
@@ -177,15 +185,18 @@ def _best(workdir: str) -> tuple[float, int]:
   return max(scores, key=lambda pair: pair[0], default=(-np.inf, 0))
 
 
-def _in_words(scores: Mapping[str, float]) -> str:
+def _miou_in_words(scores: Mapping[str, float]) -> str:
   return f'mIoU {100 * scores["miou"]:.2f} %  pixel accuracy {100 * scores["pixel_accuracy"]:.2f} %'
 
 
 def _say_where_it_is(workdir: str) -> None:
   score, step = _best(workdir)
-  print(f'best    {workdir}/best, mIoU {100 * score:.2f} % at step {step}')
+  # Without a mIoU that is a number, none was best.
+  if np.isfinite(score) and Path(workdir, 'best').is_dir():
+    print(f'best    {workdir}/best, mIoU {100 * score:.2f} % at step {step}')
   print(f'last    {workdir}/last')
-  print(f'report  {workdir}/report.html')
+  if Path(workdir, REPORT_FILE).is_file():
+    print(f'report  {workdir}/{REPORT_FILE}')
 
 
 def initial_state(

@@ -22,9 +22,9 @@ from if_jax.configs.inversenet import get_config as get_defaults
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.data.decode import decode_label
 from if_jax.data.pipeline import Stream
-from if_jax.html_report import Panel, write_training_report
+from if_jax.html_report import REPORT_FILE, Panel, is_reported, write_training_report
 from if_jax.inversenet_step import Evaluator, TrainState, train_step
-from if_jax.loop import check_steps, run_steps
+from if_jax.loop import check_steps, run_steps, try_to_report
 from if_jax.losses.inverseform import DISTANCES
 from if_jax.models.inversenet import create_inversenet
 from if_jax.ops.transforms import NUM_PARAMETERS
@@ -129,8 +129,12 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
   )
   if processes.is_first():
     save_curves(workdir, _PANELS)
+    if not is_reported(workdir):
+      try_to_report(write_report)
     folder = Path(workdir, FOLDER)
     print(f'The weights are in {folder}; train with them by --config.loss.inversenet={folder}')
+    if Path(workdir, REPORT_FILE).is_file():
+      print(f'The report is {workdir}/{REPORT_FILE}')
   return state
 
 

@@ -36,6 +36,9 @@ from if_jax.models import MODELS
     (['--workdir=x', '--config.train.num_steps=abc'], 'give a whole number, such as 1000'),
     (['--workdir=x', '--config.eval.flip=2'], 'give true or false'),
     (['--workdir=x', '--config.optimizer.power=a:b'], 'power=a:b: give a number, such as 0.9'),
+    (['--workdir=x', '--config.augment.crop_size[0]=abc'], 'crop_size[0]=abc: give a whole number'),
+    (['--workdir=x', '--config.augment.crop_size[2]=9'], 'no config.augment.crop_size[2]; set all'),
+    (['--workdir=x', '--config.optimizer.power[0]=1'], 'no config.optimizer.power[0]; set all'),
     (['--workdir=x', '--config.train=3'], 'config.train is a group of keys; give one of them'),
     (['--workdir=x', '--num_processes=two'], '--num_processes=two: give a whole number'),
     (['--workdir=x', '--heartbeat_timeout=0'], '0 is not a positive integer'),
@@ -84,6 +87,29 @@ def test_help_of_a_configuration_with_a_choice_shows_that():
   assert run.returncode == 0, run.stderr
   assert re.search(r'^  name +ocrnet48_hms ', run.stdout, re.M)
   assert re.search(r'^  segmentation +rmi ', run.stdout, re.M)
+
+
+def test_help_of_a_file_with_a_group_of_its_own_keeps_the_reasons(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    textwrap.dedent("""
+      from ml_collections import ConfigDict
+      from if_jax.configs import default
+      def get_config():
+        config = default.get_config()
+        # Mine, too.
+        config.train.batch_size = 3
+        config.unlock()
+        config.extra = ConfigDict()
+        # What nobody else has.
+        config.extra.mine = 7
+        return config
+    """)
+  )
+  run = run_main(f'--config={file}', '--help')
+  assert run.returncode == 0, run.stderr
+  assert re.search(r'^  batch_size +3 +Over all devices together\.$', run.stdout, re.M)
+  assert re.search(r'^  mine +7 +What nobody else has\.$', run.stdout, re.M)
 
 
 def test_keys_may_come_before_their_configuration():

@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -24,11 +25,13 @@ from if_jax.evaluate import as_json
 from if_jax.html_report import (
   Gallery,
   Panel,
+  is_reported,
   picture_strip,
   write_evaluation_report,
   write_training_report,
 )
-from if_jax.html_report.elements import element, to_html
+from if_jax.html_report.elements import element, to_html, write_page
+from if_jax.html_report.evaluation import _confusion_section
 from if_jax.html_report.samples import extremes
 from if_jax.metrics import count_confusion, iou_from_confusion
 
@@ -236,6 +239,35 @@ def test_a_run_without_classes_has_a_report_too(tmp_path):
   assert [value for name, value in page.attributes if name == 'aria-label'] == ['All']
 
 
+def test_a_page_that_cannot_be_written_leaves_nothing_beside_it(tmp_path):
+  (tmp_path / 'report.html').mkdir()
+  with pytest.raises(OSError):
+    write_page(tmp_path / 'report.html', 'x', element('header'), [])
+  assert [path.name for path in tmp_path.iterdir()] == ['report.html']
+
+
+def test_a_report_is_up_to_date_until_more_is_written_down(tmp_path):
+  path, _ = write_training(tmp_path)
+  assert is_reported(tmp_path)
+  since = path.stat().st_mtime_ns
+  os.utime(tmp_path / 'metrics.jsonl', ns=(since, since + 1))
+  assert not is_reported(tmp_path)
+  os.utime(tmp_path / 'metrics.jsonl', ns=(since, since))
+  assert is_reported(tmp_path)
+  path.unlink()
+  assert not is_reported(tmp_path)
+
+
+def test_of_many_classes_only_what_is_shown_is_explained():
+  names, colors = [f'class {i}' for i in range(65)], np.zeros((65, 3), np.uint8)
+  confusion = np.eye(65, dtype=int)
+  assert _confusion_section({'confusion': confusion.tolist()}, names, colors) is None
+  confusion[3, 4] = 1
+  text = to_html(_confusion_section({'confusion': confusion.tolist()}, names, colors))
+  assert 'Most confused' in text and '50.00' in text
+  assert 'rows' not in text and '<table' not in text
+
+
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.3, math.nan])), st.integers(0, 4))
 def test_extremes_are_the_first_and_the_last_of_the_sorted(scores, count):
   worst, best = extremes(dict(enumerate(scores)), count)
@@ -387,4 +419,8 @@ def test_a_click_enlarges_a_picture_and_goes_on_to_the_next(page, reports):
   assert page.run(alt) == 'truth'
   page.run('document.querySelector("dialog").click()')
   assert not page.run('document.querySelector("dialog").open')
+  page.run('document.querySelectorAll(".row img")[2].focus()')
+  page.run('document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"}))')
+  assert page.run('document.querySelector("dialog").open')
+  assert page.run(alt) == 'prediction'
   assert page.problems == []

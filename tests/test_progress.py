@@ -49,6 +49,28 @@ def test_progress_forgets_an_old_rate(clock):
   assert last == 'eval 199/1000  2.0 images/s  0:06:40 left'
 
 
+def test_a_pause_does_not_linger_in_the_rate(clock):
+  console = Console(file=io.StringIO(), width=30)
+  with Progress('train', 100, seconds=0, console=console) as progress:
+    for step in range(1, 21):
+      if step == 10:
+        progress.note('evaluating')
+        clock.now += 1000
+      progress.update(step)
+      clock.now += 0.5
+  lines = console.file.getvalue().splitlines()
+  assert lines[9] == 'train: evaluating' and lines[10] == 'train 10/100'
+  assert lines[-1] == 'train 20/100  2.0 images/s  0:00:40 left'
+
+
+def test_a_terminal_that_moves_no_cursor_gets_lines(clock):
+  console = Console(file=io.StringIO(), width=80, force_terminal=True, _environ={'TERM': 'dumb'})
+  with Progress('train', 9, note='compiling', console=console) as progress:
+    progress.update(9)
+  lines = console.file.getvalue().splitlines()
+  assert lines == ['train: compiling', 'train 9/9  took 0:00:00']
+
+
 def test_a_note_is_told_until_the_first_update(clock):
   console = Console(file=io.StringIO(), width=30)
   with Progress('train', 9, completed=4, note='compiling', console=console) as progress:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
+from if_jax.curves import tick_label, ticks
 from if_jax.data.labels import CITYSCAPES
 from if_jax.metrics import BoundaryMetrics, iou_from_confusion
 from if_jax.report import (
@@ -120,13 +122,27 @@ def test_learning_curves_fall_where_the_values_fall(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'values', [[2.0], [1.5, 1.5], [0.0, 0.0], [1e-9, 3e-9], [-4e6, 9e6], [0, 1]]
+  'values',
+  [[2.0], [1.5, 1.5], [0.0, 0.0], [1e-9, 3e-9], [-4e6, 9e6], [0, 1], [0.1, np.nextafter(0.1, 1)]],
 )
 def test_learning_curves_take_any_range(tmp_path, values):
   records = [{'step': 10 * (i + 1), 'train/loss': value} for i, value in enumerate(values)]
   picture = learning_curves(write_lines(tmp_path / 'metrics.jsonl', records))
   assert picture.shape == (430, 720, 3)
   assert (picture[90:370] == (0, 114, 178)).all(axis=-1).sum() > 20
+
+
+@pytest.mark.parametrize('low', [0.1, 0.3, 1.0, -7e5, 3e-8])
+@pytest.mark.parametrize('apart', [2e-16, 4e-16, 1e-15, 1e-12, 1e-8, 1e-4, 1])
+@pytest.mark.parametrize('count', [5, 6, 7])
+def test_ticks_enclose_the_values_and_are_told_apart_in_few_digits(low, apart, count):
+  values = np.array([low, low + abs(low) * apart])
+  places = ticks(values, count)
+  rounding = 1e-15 * abs(low)
+  assert places[0] <= values.min() + rounding and values.max() <= places[-1] + rounding
+  labels = [tick_label(place, places) for place in places]
+  assert len(set(labels)) == len(labels) >= 2
+  assert max(len(re.sub(r'e.*|\D', '', label)) for label in labels) <= 12
 
 
 def test_learning_curves_say_what_is_missing(tmp_path):

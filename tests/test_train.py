@@ -12,7 +12,7 @@ from processes import metrics_of, run_main
 from configs import default
 from if_jax.models.layers import BatchNorm, Conv
 from if_jax.optimizers import make_optimizer, make_schedule
-from if_jax.train import initial_state, train_and_evaluate
+from if_jax.train import _say_where_it_is, initial_state, train_and_evaluate
 from if_jax.weights import load_weights, save_weights
 
 
@@ -96,6 +96,19 @@ def test_mistakes_are_told_before_anything_is_done(tmp_path, key, value, message
   assert not (tmp_path / 'run').exists()
 
 
+def test_only_what_is_there_is_named_at_the_end(tmp_path, capsys):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "val/miou": null}\n')
+  _say_where_it_is(str(tmp_path))
+  assert capsys.readouterr().out == f'last    {tmp_path}/last\n'
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 7, "val/miou": 0.5}\n')
+  (tmp_path / 'best').mkdir()
+  (tmp_path / 'report.html').touch()
+  _say_where_it_is(str(tmp_path))
+  best, _, report = capsys.readouterr().out.splitlines()
+  assert best == f'best    {tmp_path}/best, mIoU 50.00 % at step 7'
+  assert report == f'report  {tmp_path}/report.html'
+
+
 SMALL = (
   '--mode=train',
   '--config.data.streets.num_train=6',
@@ -148,4 +161,8 @@ def test_the_command_trains(tmp_path):
   assert 'optimizer.momentum was 0.9, is 0.5' in other.stderr
   finished = run_main(*SMALL, f'--workdir={whole}', devices=2)
   assert finished.returncode == 0, finished.stderr
+  assert 'loading the first images' not in finished.stderr
+  assert f'report  {whole}/report.html' in finished.stdout
+  # With its pictures, which only an evaluation has.
+  assert (whole / 'report.html').read_text() == report
   assert metrics_of(whole) == lines

@@ -178,6 +178,7 @@ def test_the_command_trains_and_a_resumed_run_ends_the_same(tmp_path, monkeypatc
   run = run_main(*SMALL, f'--workdir={whole}', devices=2)
   assert run.returncode == 0, run.stderr
   assert f'--config.loss.inversenet={whole}/inversenet' in run.stdout
+  assert f'The report is {whole}/report.html' in run.stdout
   lines = metrics_of(whole)
   assert [line['step'] for line in lines if 'train/loss' in line] == [1, 2, 3, 4]
   scores = [line for line in lines if 'val/clean_shift_error' in line]

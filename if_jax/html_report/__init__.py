@@ -2,11 +2,18 @@
 
 from if_jax.html_report.evaluation import write_evaluation_report
 from if_jax.html_report.samples import Gallery, picture_strip
-from if_jax.html_report.training import Panel, write_training_report
+from if_jax.html_report.training import (
+  REPORT_FILE,
+  Panel,
+  is_reported,
+  write_training_report,
+)
 
 __all__ = [
+  'REPORT_FILE',
   'Gallery',
   'Panel',
+  'is_reported',
   'picture_strip',
   'write_evaluation_report',
   'write_training_report',

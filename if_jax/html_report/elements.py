@@ -104,6 +104,9 @@ def write_page(path: Path, title: str, header: Element, sections: Iterable[Eleme
   )
   text = '<!doctype html>\n' + to_html(element('html', head, body, lang='en')) + '\n'
   part = path.with_name(f'.{path.name}.part')
-  # The name of a file may hold bytes that are no text.
-  part.write_text(text, encoding='utf-8', errors='backslashreplace')
-  os.replace(part, path)
+  try:
+    # The name of a file may hold bytes that are no text.
+    part.write_text(text, encoding='utf-8', errors='backslashreplace')
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)

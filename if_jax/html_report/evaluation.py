@@ -151,7 +151,7 @@ def _boundary_section(evaluation, label_set) -> Element | None:
   return section(
     'Boundary F by tolerance',
     element('div', charts, class_='charts'),
-    note='How much of the outlines is met within so many pixels, in percent.',
+    note='How much of the outlines is met within each tolerance, in percent.',
   )
 
 
@@ -169,11 +169,15 @@ def _confusion_section(evaluation, names, colors) -> Element | None:
     )
     for i, j, share in worst
   ]
+  if table is None and not items:
+    return None
+  note = 'In percent of the pixels of each true class'
+  note += '.' if table is None else ': rows are the truth, columns the prediction.'
   pairs = element('div', element('h3', 'Most confused'), element('ul', items), class_='card pairs')
   return section(
     'Confusion',
     element('div', table, pairs if items else None, class_='beside'),
-    note='In percent of the pixels of each true class: rows are the truth, columns the prediction.',
+    note=note,
   )
 
 

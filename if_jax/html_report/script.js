@@ -87,7 +87,7 @@ for (const table of document.querySelectorAll('table.sortable')) {
   });
 }
 
-// Pictures: a click enlarges; the arrows and further clicks go on to the others of the image.
+// Pictures: a click or Enter enlarges; the arrows and further clicks go on to the others of the image.
 const dialog = document.querySelector('dialog');
 let shown = [];
 let place = 0;
@@ -101,11 +101,18 @@ function enlarge(step) {
 
 for (const row of document.querySelectorAll('.row')) {
   const pictures = [...row.querySelectorAll('img')];
-  pictures.forEach((picture, i) => picture.addEventListener('click', () => {
-    [shown, place] = [pictures, i];
-    enlarge(0);
-    dialog.showModal();
-  }));
+  pictures.forEach((picture, i) => {
+    const open = () => {
+      [shown, place] = [pictures, i];
+      enlarge(0);
+      dialog.showModal();
+    };
+    picture.tabIndex = 0;
+    picture.addEventListener('click', open);
+    picture.addEventListener('keydown', event => {
+      if (event.key === 'Enter') open();
+    });
+  });
 }
 dialog.addEventListener('click', event => {
   if (event.target === dialog) dialog.close();

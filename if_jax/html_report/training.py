@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from ml_collections import ConfigDict
 
-from if_jax.curves import read_metrics, select_curves
+from if_jax.curves import METRICS_FILE, read_metrics, select_curves
 from if_jax.data.labels import LabelSet
 from if_jax.html_report.charts import Curve, line_chart, palette, sparkline
 from if_jax.html_report.elements import element, section, write_page
@@ -32,6 +32,8 @@ class Panel:
   patterns: tuple[str, ...]
   percent: bool = False
 
+
+REPORT_FILE = 'report.html'
 
 # What is in none of them gets a chart of its own.
 PANELS = (
@@ -81,7 +83,7 @@ def write_training_report(
     label_set: of the classes, for a table of their IoU.
     samples: images to show, as they are segmented now, of a `Gallery`.
   """
-  lines = read_metrics(Path(workdir, 'metrics.jsonl'))
+  lines = read_metrics(Path(workdir, METRICS_FILE))
   figures = _figures(lines, config.train.num_steps)
   sections = [
     _classes_section(lines, label_set) if label_set else None,
@@ -98,7 +100,13 @@ def write_training_report(
     run_section(started),
   ]
   header = page_header('Training', title, str(workdir), figures)
-  write_page(Path(workdir, 'report.html'), f'Training: {title}', header, sections)
+  write_page(Path(workdir, REPORT_FILE), f'Training: {title}', header, sections)
+
+
+def is_reported(workdir: str | Path) -> bool:
+  """Whether the report of a run is there and no older than what it is made from."""
+  report, metrics = Path(workdir, REPORT_FILE), Path(workdir, METRICS_FILE)
+  return report.is_file() and report.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
 
 
 def _figures(lines, num_steps) -> dict[str, tuple]:
