@@ -1,8 +1,11 @@
 """An ONNX graph in the making: of its operations and constants, what is needed is written."""
 
+import ast
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,6 +14,13 @@ from onnx import helper
 # onnxruntime reads these since 1.17, of January 2024.
 _OPSET = 18
 _IR_VERSION = 9
+
+# In the sizes that JAX tells.
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+  ast.Add: operator.add,
+  ast.Sub: operator.sub,
+  ast.Mult: operator.mul,
+}
 
 
 class Node:
@@ -97,9 +107,24 @@ class Graph:
     text = str(dimension)
     if text not in self._sizes:
       # JAX's notation is Python's, with ^ for powers.
-      names = {'__builtins__': {}, 'floordiv': lambda a, b: a // b, **self._sizes}
-      self._sizes[text] = eval(text.replace('^', '**'), names)
+      self._sizes[text] = self._compute(ast.parse(text.replace('^', '**'), mode='eval').body)
     return self._sizes[text]
+
+  def _compute(self, tree: ast.expr) -> int | Node:
+    match tree:
+      case ast.Constant(value=int(value)):
+        return value
+      case ast.Name(id=name):
+        return self._sizes[name]
+      case ast.UnaryOp(op=ast.USub(), operand=operand):
+        return self._compute(operand) * -1
+      case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(exponent))):
+        return math.prod([self._compute(left)] * exponent)
+      case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+        return _OPERATORS[type(op)](self._compute(left), self._compute(right))
+      case ast.Call(func=ast.Name(id='floordiv'), args=[left, right]):
+        return self._compute(left) // self._compute(right)
+    raise NotImplementedError(f'no translation to ONNX for the size {ast.unparse(tree)}')
 
   def shape(self, dimensions: Sequence) -> Value:
     """Sizes as one int64 [N]."""

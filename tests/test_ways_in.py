@@ -63,7 +63,7 @@ def run_python(folder, *arguments):
     env=environment,
     capture_output=True,
     text=True,
-    timeout=1200,
+    timeout=600,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout
@@ -112,11 +112,11 @@ def test_a_published_checkpoint_is_evaluated(copy, tmp_path):
   assert (copy / 'runs/hrnet18/evaluation/report.html').is_file()
 
 
-# Compiling a step of a real network takes minutes.
-@pytest.mark.parametrize(
-  'main', ['tests/tiny_main.py', pytest.param('main.py', marks=pytest.mark.slow)]
-)
-def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy, tmp_path, main):
+# Compiling a step of a real network takes minutes; test_train.py does that once for all.
+TINY = 'tests/tiny_main.py'
+
+
+def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy, tmp_path):
   rng = np.random.default_rng(0)
   root = tmp_path / 'mine'
   for split, count in (('train', 4), ('val', 2)):
@@ -132,7 +132,7 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
   few = ['num_steps=3', 'eval_every=3', 'checkpoint_every=3', 'log_every=1', 'batch_size=2']
   flags = [f'--config.train.{x}' for x in few]
   flags += ['--config.augment.crop_size=(32,64)', '--config.loss.tile_rows=1']
-  run(copy, '--mode=train', '--config=configs/folder.py', main=main, more=data + flags)
+  run(copy, '--mode=train', '--config=configs/folder.py', main=TINY, more=data + flags)
   lines = [json.loads(x) for x in (copy / 'runs/mine/metrics.jsonl').read_text().splitlines()]
   losses = [x['train/loss'] for x in lines if 'train/loss' in x]
   assert len(losses) == 3 and np.isfinite(losses).all()
@@ -147,7 +147,7 @@ def test_a_network_learns_from_ones_own_folder_and_labels_photos_and_videos(copy
   for _ in range(3):
     film.write(draw(rng)[0])
   film.release()
-  run(copy, '--mode=predict', '--workdir=runs/mine', main=main)
+  run(copy, '--mode=predict', '--workdir=runs/mine', main=TINY)
   out = copy / 'labelled'
   ids = [out / 'label_ids/deep/photo.png', *sorted((out / 'label_ids/film').glob('*.png'))]
   assert len(ids) == 4

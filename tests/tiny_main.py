@@ -81,15 +81,16 @@ def train_and_print_hashes(*args):
 
 
 train_as_it_is = train.train_and_evaluate
-train.train_and_evaluate = train_and_print_hashes
 train_batches = train.train_batches
-train.model_from_config = model_from_config
-evaluate.model_from_card = lambda config, card: Network(
-  len(card['label_set']['classes']), True, None
-)
-predict.model_from_card = evaluate.model_from_card
-if 'FAULT' in os.environ:
-  train.train_batches = batches_with_fault
+# Not where this file is only looked through, by pytest for doctests.
 if __name__ == '__main__':
+  train.train_and_evaluate = train_and_print_hashes
+  train.model_from_config = model_from_config
+  evaluate.model_from_card = lambda config, card: Network(
+    len(card['label_set']['classes']), True, None
+  )
+  predict.model_from_card = evaluate.model_from_card
+  if 'FAULT' in os.environ:
+    train.train_batches = batches_with_fault
   sys.argv[0] = str(ROOT / 'main.py')
   runpy.run_path(sys.argv[0], run_name='__main__')
