@@ -123,7 +123,7 @@ class Graph:
       case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
         return _OPERATORS[type(op)](self._compute(left), self._compute(right))
       case ast.Call(func=ast.Name(id='floordiv'), args=[left, right]):
-        return self._compute(left) // self._compute(right)
+        return operator.floordiv(self._compute(left), self._compute(right))
     raise NotImplementedError(f'no translation to ONNX for the size {ast.unparse(tree)}')
 
   def shape(self, dimensions: Sequence) -> Value:
