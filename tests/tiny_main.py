@@ -82,7 +82,6 @@ def train_and_print_hashes(*args):
 
 train_as_it_is = train.train_and_evaluate
 train_batches = train.train_batches
-# Not where this file is only looked through, by pytest for doctests.
 if __name__ == '__main__':
   train.train_and_evaluate = train_and_print_hashes
   train.model_from_config = model_from_config
