@@ -60,7 +60,7 @@ SETTINGS = {
   'inverseform_gamma': Setting('with another weight', {'loss.weights.inverseform': 1.0}),
   'inverseform_tiles': Setting(
     'on another grid: larger tiles, which see boundaries that are farther off',
-    {'loss.tile_rows': 2},
+    {'loss.tile_rows': 1},
   ),
   'inverseform_full': Setting(
     'with the whole gradient, also what moves nothing', {'loss.gradient': 'full'}

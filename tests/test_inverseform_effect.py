@@ -186,7 +186,7 @@ def test_flags_reach_the_training_and_settings_have_the_last_word(tmp_path, trai
   assert given == expected
   assert flags['config'] == 'configs/default.py'
   assert flags['workdir'] == str(tmp_path / 'runs' / 'inverseform' / 'seed3')
-  assert trainer.commands['inverseform_tiles', 3]['config.loss.tile_rows'] == '2'
+  assert trainer.commands['inverseform_tiles', 3]['config.loss.tile_rows'] == '1'
 
 
 @pytest.mark.parametrize(
