@@ -9,7 +9,6 @@ python -m benchmarks.loss_gradients runs/start/last runs/end/last --root=/data/c
 """
 
 import argparse
-import functools
 from collections.abc import Sequence
 
 import jax

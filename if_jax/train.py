@@ -23,7 +23,7 @@ from if_jax.html_report import (
   REPORT_FILE,
   Gallery,
   is_reported,
-  picture_strip,
+  picture_grid,
   write_training_report,
 )
 from if_jax.loop import check_steps, run_steps, try_to_report
@@ -129,7 +129,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     per_class = zip(train_set.label_set.class_names, result['iou'], strict=True)
     scalars = {name: score for name, score in result.items() if np.ndim(score) == 0}
     scores = scalars | {f'iou/{name}': iou for name, iou in per_class}
-    return scores, {f'pictures/{x.name}': picture_strip(x) for x in samples.values()}
+    return scores, {f'pictures/{x.name}': picture_grid(x) for x in samples.values()}
 
   def write_report():
     write_training_report(

@@ -26,7 +26,7 @@ from if_jax.html_report import (
   Gallery,
   Panel,
   is_reported,
-  picture_strip,
+  picture_grid,
   write_evaluation_report,
   write_training_report,
 )
@@ -291,7 +291,7 @@ def test_threads_keep_the_same_few_images_of_many():
   scores = iou_from_confusion(count_confusion(label, predicted['label'], 4))
   assert samples[7].miou == scores['miou']
   assert samples[7].pixel_accuracy == scores['pixel_accuracy']
-  assert picture_strip(samples[7]).shape == (SIZE[0], 5 * SIZE[1], 3)
+  assert picture_grid(samples[7]).shape == (3 * SIZE[0], 2 * SIZE[1], 3)
 
 
 @pytest.mark.parametrize('num_images', [1, 100])

@@ -1,7 +1,7 @@
 """Reports of trainings and evaluations, each one HTML file that needs nothing beside it."""
 
 from if_jax.html_report.evaluation import write_evaluation_report
-from if_jax.html_report.samples import Gallery, picture_strip
+from if_jax.html_report.samples import Gallery, picture_grid
 from if_jax.html_report.training import (
   REPORT_FILE,
   Panel,
@@ -14,7 +14,7 @@ __all__ = [
   'Gallery',
   'Panel',
   'is_reported',
-  'picture_strip',
+  'picture_grid',
   'write_evaluation_report',
   'write_training_report',
 ]

@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 
 import cv2
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 from if_jax import processes
@@ -20,7 +21,7 @@ from if_jax.metrics import count_confusion, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, sheet_row
 
 # Pixels of a picture in TensorBoard, which keeps those of all evaluations, and in a report.
-_STRIP_WIDTH = 240
+_GRID_WIDTH = 320
 _MAX_WIDTH = 640
 # Of all pictures of a report together, a few MB of file: of more images, each is smaller.
 _MAX_PIXELS = 20 * len(SHEET_TITLES) * 640 * 320
@@ -129,10 +130,13 @@ def _encoded(picture: np.ndarray, *, exact: bool) -> bytes:
   return file.getvalue()
 
 
-def picture_strip(sample: Sample) -> np.ndarray:
-  """The pictures of an image side by side, uint8 [H, W, 3], small enough for TensorBoard."""
+def picture_grid(sample: Sample) -> np.ndarray:
+  """The pictures of an image in rows of two, uint8 [H, W, 3], as TensorBoard's narrow cards ask."""
   pictures = [np.asarray(Image.open(io.BytesIO(data)).convert('RGB')) for data in sample.pictures]
-  return np.concatenate([shrunk(picture, _STRIP_WIDTH) for picture in pictures], axis=1)
+  pictures = [shrunk(picture, _GRID_WIDTH) for picture in pictures]
+  if len(pictures) % 2:
+    pictures.append(np.zeros_like(pictures[0]))
+  return rearrange(np.stack(pictures), '(r c) h w k -> (r h) (c w) k', c=2)
 
 
 def class_legend(label_set: LabelSet) -> Element:
