@@ -18,7 +18,8 @@ def resize_bilinear(
 
   Whole factors take short cuts that XLA fuses with their neighbours: enlarging is slices, weighted
   sums and an interleaving reshape, shrinking picks the middle pixels. A gather in their place
-  makes XLA's CPU backend transpose and recompute whatever comes before it.
+  makes XLA's CPU backend transpose and recompute whatever comes before it; other factors take it
+  all the same, for a product with a matrix of weights is dearer still.
 
   Args:
     image: float [B, H, W, C].
@@ -70,7 +71,7 @@ def _resize_axis(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.
     return _enlarge(x, axis, out // length)
   if not align_corners and length % out == 0:
     return _shrink(x, axis, length // out)
-  return _resize_by_product(x, axis, jnp.asarray(_weights(length, out, align_corners), x.dtype))
+  return _interpolate(x, axis, out, align_corners)
 
 
 @functools.partial(jax.jit, static_argnames='size')
@@ -85,12 +86,35 @@ def _resize_symbolic(image: jax.Array, size: tuple[int, int]) -> jax.Array:
       continue
     # Pixel centres in whole numbers of 1 / (2 * out): float32 would be off by 1e-4 of a pixel.
     centre = jnp.maximum((2 * jnp.arange(out) + 1) * length - out, 0)
-    low = centre // (2 * out)
     fraction = ((centre % (2 * out)) / (2 * out)).astype(image.dtype)
-    fraction = jnp.expand_dims(fraction, [a for a in range(4) if a != axis])
-    below, above = (jnp.take(image, low + i, axis, mode='clip') for i in range(2))
-    image = below * (1 - fraction) + above * fraction
+    image = _between(image, axis, centre // (2 * out), fraction)
   return image
+
+
+def _between(x: jax.Array, axis: int, low: jax.Array, fraction: jax.Array) -> jax.Array:
+  """The values at `low + fraction` along an axis, both [out]; beyond its end stands the last."""
+  fraction = jnp.expand_dims(fraction, [a for a in range(x.ndim) if a != axis])
+  below, above = (jnp.take(x, low + i, axis, mode='clip') for i in range(2))
+  return below + (above - below) * fraction
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _interpolate(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.Array:
+  low, fraction = _places(x.shape[axis], out, align_corners)
+  return _between(x, axis, jnp.asarray(low), jnp.asarray(fraction, x.dtype))
+
+
+def _interpolate_forward(x, axis, out, align_corners):
+  return _interpolate(x, axis, out, align_corners), x.shape[axis]
+
+
+def _interpolate_backward(axis, out, align_corners, length, gradient):
+  """What JAX would derive adds to single places, one by one."""
+  weights = _weights(length, out, align_corners).T
+  return (_resize_by_product(gradient, axis, jnp.asarray(weights, gradient.dtype)),)
+
+
+_interpolate.defvjp(_interpolate_forward, _interpolate_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -172,16 +196,21 @@ def _shrink(x: jax.Array, axis: int, factor: int) -> jax.Array:
   return (middle + jax.lax.index_in_dim(blocks, factor // 2 - 1, axis + 1, keepdims=False)) / 2
 
 
-def _weights(length: int, out: int, align_corners: bool) -> np.ndarray:
-  """The [out, length] matrix whose rows hold the two weights of each new pixel."""
+def _places(length: int, out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Of each new pixel's centre: the old pixel before it, and how far it is on to the next."""
   if align_corners:
     centre = np.arange(out) * ((length - 1) / max(out - 1, 1))
   else:
     centre = np.maximum((np.arange(out) + 0.5) * (length / out) - 0.5, 0)
   low = np.minimum(centre.astype(int), length - 1)
-  high = np.minimum(low + 1, length - 1)
+  return low, centre - low
+
+
+def _weights(length: int, out: int, align_corners: bool) -> np.ndarray:
+  """The [out, length] matrix whose rows hold the two weights of each new pixel."""
+  low, fraction = _places(length, out, align_corners)
   weights = np.zeros((out, length))
   rows = np.arange(out)
-  np.add.at(weights, (rows, low), 1 - (centre - low))
-  np.add.at(weights, (rows, high), centre - low)
+  np.add.at(weights, (rows, low), 1 - fraction)
+  np.add.at(weights, (rows, np.minimum(low + 1, length - 1)), fraction)
   return weights.astype(np.float32)
