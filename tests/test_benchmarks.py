@@ -4,6 +4,7 @@ import argparse
 import json
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from benchmarks import (
   free_edge_logits,
   inversenet_accuracy,
   loss_figures,
+  loss_gradients,
   operations,
   tiles,
 )
@@ -202,3 +204,29 @@ def test_a_picture_without_a_street_around_it_is_refused(tmp_path):
 def test_operations_of_a_product_are_those_of_its_definition():
   matrices = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)
   assert operations.operations(jnp.matmul, *matrices) == 2 * 3 * 5 * 7
+
+
+def test_gradients_of_terms_that_share_nothing_are_at_right_angles(monkeypatch, tmp_path):
+  class Network(nn.Module):
+    """Classes and boundaries from channels of their own."""
+
+    @nn.compact
+    def __call__(self, image, train):
+      features = nn.Conv(20, (1, 1), name='backbone')(image)
+      return {'logits': features[..., :19], 'edge_logits': features[..., 19:]}
+
+  variables = jax.device_get(Network().init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), True))
+  monkeypatch.setattr(loss_gradients, 'load_weights', lambda _: (variables, {'edge_head': True}))
+  monkeypatch.setattr(loss_gradients, 'model_from_card', lambda *_: Network())
+  monkeypatch.setattr('if_jax.settings.load_inversenet', lambda *_, **__: (centroid_net,))
+  flags = '--dataset=streets', '--crop=64,64', '--tile_rows=1', '--batch_size=2', '--num_batches=1'
+  loss_gradients.main(['any', *flags, f'--output={tmp_path}'])
+  rows = json.loads((tmp_path / 'loss_gradients.json').read_text())['rows']
+  by_term = {row.pop('term'): row for row in rows}
+  assert list(by_term) == list(loss_gradients.TERMS)
+  assert by_term['segmentation']['cosine'] == pytest.approx(1)
+  for term in ('boundary', 'inverseform'):
+    assert by_term[term]['cosine'] == pytest.approx(0, abs=1e-6)
+    assert min(by_term[term]['at edge logits'], by_term[term]['at the backbone']) > 0
+  # It looks at the edge head, and teaches it nothing.
+  assert by_term['attention']['at edge logits'] == by_term['segmentation']['at edge logits'] == 0
