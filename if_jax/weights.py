@@ -5,6 +5,7 @@ import json
 import os
 import re
 import reprlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def save_weights(
     for name, text in texts.items():
       unfinished.write_text(text, encoding='utf-8')
       os.replace(unfinished, folder / name)
+    # The writer of safetensors lets nobody else read its file.
+    shutil.copymode(folder / README_FILE, folder / WEIGHTS_FILE)
   finally:
     unfinished.unlink(missing_ok=True)
 

@@ -53,6 +53,12 @@ def test_round_trip_keeps_bits_and_card(variables, tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['README.md', 'config.json', WEIGHTS_FILE]
 
 
+def test_who_may_read_the_card_may_read_the_weights(variables, tmp_path):
+  save_weights(tmp_path, variables, {'model': 'hrnet18'})
+  (tmp_path / 'usual').touch()
+  assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_float16_halves_the_file_and_is_read_as_float32(variables, tmp_path):
   card = make_card('hrnet16_slim', MODEL, CAMVID)
   save_weights(tmp_path, variables, card)
