@@ -59,7 +59,7 @@ SETTINGS = {
   'inverseform': Setting('and the InverseForm term as the configuration has it', {}),
   'inverseform_gamma': Setting('with another weight', {'loss.weights.inverseform': 1.0}),
   'inverseform_tiles': Setting(
-    'on another grid: larger tiles, which see boundaries that are farther off',
+    'on one row of tiles, which see boundaries that are farther off; for configurations of more',
     {'loss.tile_rows': 1},
   ),
   'inverseform_full': Setting(
