@@ -95,8 +95,9 @@ def measure_network(config: ConfigDict, folder: str, batches: Sequence[dict]) ->
       term: {
         'at edge logits': optax.tree.norm(of_edges),
         'at the backbone': optax.tree.norm(of_backbone),
+        # 0 where there is no gradient that could have a direction.
         'cosine': optax.tree.vdot(of_backbone, reference)
-        / (optax.tree.norm(of_backbone) * optax.tree.norm(reference)),
+        / jnp.maximum(optax.tree.norm(of_backbone) * optax.tree.norm(reference), 1e-12),
       }
       for term, (of_backbone, of_edges) in found.items()
     }
