@@ -203,7 +203,7 @@ def test_help_of_a_configuration_has_every_key_with_value_and_reason():
   for heading, section in usage.key_sections(config, reasons):
     group = heading.partition('  ')[0].removeprefix('config.')
     rows |= {group + key.strip(): cells for key, *cells in section}
-  assert rows['augment.crop_size'] == ['(360, 480)', '']
+  assert rows['augment.crop_size'] == ['(240, 320)', '']
   assert rows['train.batch_size'] == ['8', 'Over all devices together.']
   assert rows['loss.weights.scales'] == ['0.05', "Of each scale's own answer, for ocrnet48_hms."]
   assert rows['data.root'] == ["''", 'The folder that holds the data set; streets needs none.']
