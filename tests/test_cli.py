@@ -204,7 +204,7 @@ def test_help_of_a_configuration_has_every_key_with_value_and_reason():
     group = heading.partition('  ')[0].removeprefix('config.')
     rows |= {group + key.strip(): cells for key, *cells in section}
   assert rows['augment.crop_size'] == ['(240, 320)', '']
-  assert rows['train.batch_size'] == ['8', 'Over all devices together.']
+  assert rows['train.batch_size'] == ['16', 'Over all devices together.']
   assert rows['loss.weights.scales'] == ['0.05', "Of each scale's own answer, for ocrnet48_hms."]
   assert rows['data.root'] == ["''", 'The folder that holds the data set; streets needs none.']
   assert {key for key in rows if not key.endswith('.')} == set(leaves(config))
