@@ -36,6 +36,10 @@ def get_config() -> ConfigDict:
   config.sources.folder = ''
   # How many street scenes to draw; 0: none.
   config.sources.streets = 150
+  # A weight folder of a segmentation network with an edge head, or the name of one in the package:
+  # half of the predictions that are not the truth itself are then what it sees in the images of
+  # these sources. Empty: all of them are made up.
+  config.predictions = ''
   # Where data sets are kept once their files are checked. Empty: where TFDS keeps its own.
   config.cache_dir = ''
 

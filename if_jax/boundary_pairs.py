@@ -62,18 +62,25 @@ class PairSettings:
 
 
 def label_crops(
-  label_maps: Sequence[np.ndarray], num_crops: int, rng: np.random.Generator
+  label_maps: Sequence[np.ndarray],
+  num_crops: int,
+  rng: np.random.Generator,
+  *,
+  outside: int = IGNORE,
 ) -> np.ndarray:
   """Cuts squares at random places and sizes out of label maps, mirrored half of the time.
+
+  Maps of the same sizes and a generator in the same state give the same places and sizes.
 
   Args:
     label_maps: uint8 [H, W] each, train ids, 255 ignored.
     num_crops: B.
     rng: draws everything.
+    outside: stands where there is no map.
   Returns:
-    uint8 [B, CROP_SIZE, CROP_SIZE]; what lies outside of the map is ignored.
+    uint8 [B, CROP_SIZE, CROP_SIZE].
   """
-  crops = np.full((num_crops, CROP_SIZE, CROP_SIZE), IGNORE, np.uint8)
+  crops = np.full((num_crops, CROP_SIZE, CROP_SIZE), outside, np.uint8)
   for crop in crops:
     label_map = label_maps[int(rng.integers(len(label_maps)))]
     enlargement = rng.uniform(0.8, 2.0)
@@ -93,18 +100,23 @@ def label_crops(
 
 
 def draw_pairs(
-  rng: jax.Array, labels: jax.Array, settings: PairSettings
+  rng: jax.Array,
+  labels: jax.Array,
+  settings: PairSettings,
+  predicted: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Draws a pair of tiles from each label crop.
 
   The target is a tile of the boundary map. The prediction is the same map seen through a random
   transform; what moves in from outside the tile is there in half of the pairs and empty in the
-  others. Most predictions are then made to look as networks predict them (`corrupt`).
+  others. Most predictions are then made to look as networks predict them (`corrupt`), or, half of
+  those, are what a network did predict, seen through the same transform.
 
   Args:
     rng: key.
     labels: integer [B, S, S], of `label_crops`.
     settings: of the pairs.
+    predicted: boundary probability in 1 / 255, uint8 [B, S, S], where the labels are; or None.
   Returns:
     prediction and target, float32 [B, T, T, 1] in [0, 1], and parameters float32 [B, P] with
     prediction = warp(target, parameters).
@@ -131,6 +143,11 @@ def draw_pairs(
   )
   prediction = jnp.where(whole | inside, prediction, 0)
   dirty = corrupt(keys[4], prediction, jnp.roll(target, 1, axis=0))
+  if predicted is not None:
+    seen = predicted[..., None].astype(jnp.float32) / 255
+    seen = homography_warp(seen, _multiply(place, matrix), size)
+    real = jax.random.bernoulli(jax.random.fold_in(rng, 0), 0.5, (num_pairs, 1, 1, 1))
+    dirty = jnp.where(real, jnp.where(whole | inside, seen, 0), dirty)
   return jnp.where(clean, prediction, dirty), target, parameters
 
 

@@ -55,7 +55,8 @@ def train_step(
 
   Args:
     state: the same on all devices.
-    batch: this device's part: 'label' uint8 [B, S, S], of `label_crops`.
+    batch: this device's part: 'label' uint8 [B, S, S], of `label_crops`, and maybe 'predicted',
+      see `draw_pairs`.
     model: of `create_inversenet`.
     optimizer: of its variables.
     settings: of the pairs.
@@ -70,7 +71,9 @@ def train_step(
   rng = jax.random.fold_in(jax.random.key(seed, impl='rbg'), state.step)
   if axis_name is not None:
     rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-  prediction, target, truth = draw_pairs(rng, batch['label'], settings)
+  prediction, target, truth = draw_pairs(
+    rng, batch['label'], settings, predicted=batch.get('predicted')
+  )
   truth = jnp.where(has_boundary(target)[:, None], truth, 0)
 
   def loss_of(variables):

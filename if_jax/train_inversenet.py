@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from if_jax import parallel, processes
 from if_jax.boundary_pairs import PairSettings, label_crops
 from if_jax.configs.inversenet import get_config as get_defaults
 from if_jax.data.datasets import Dataset, load_dataset
-from if_jax.data.decode import decode_label
+from if_jax.data.decode import decode_image, decode_label
 from if_jax.data.pipeline import Stream
 from if_jax.html_report import REPORT_FILE, Panel, is_reported, write_training_report
 from if_jax.inversenet_step import Evaluator, TrainState, train_step
@@ -29,6 +29,7 @@ from if_jax.losses.inverseform import DISTANCES
 from if_jax.models.inversenet import create_inversenet
 from if_jax.ops.transforms import NUM_PARAMETERS
 from if_jax.optimizers import make_optimizer
+from if_jax.predict import Predictor
 from if_jax.report import introduce, save_curves
 from if_jax.weights import count_parameters, save_weights
 
@@ -78,7 +79,9 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     make_optimizer(schedule, name='adamw', weight_decay=config.optimizer.weight_decay),
   )
   state = initial_state(model, optimizer, config.tile_size, config.seed)
-  label_maps, unseen_maps = (load_label_maps(config, split) for split in ('train', 'val'))
+  (label_maps, predicted_maps), (unseen_maps, _) = (
+    load_maps(config, split, predict) for split, predict in (('train', True), ('val', False))
+  )
   introduce(
     processes.console(),
     data=f'{len(label_maps)} label maps to draw from, {len(unseen_maps)} to evaluate on',
@@ -118,7 +121,11 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     parallel.pmap(step_fn, donate_state=True),
     state,
     functools.partial(
-      crop_batches, label_maps, batch_size=config.train.batch_size, seed=config.seed
+      crop_batches,
+      label_maps,
+      predicted_maps,
+      batch_size=config.train.batch_size,
+      seed=config.seed,
     ),
     evaluate,
     config=config,
@@ -148,9 +155,25 @@ def initial_state(
   return TrainState(np.zeros((), np.int32), variables, opt_state)
 
 
-def load_label_maps(config: ConfigDict, split: str) -> list[np.ndarray]:
-  """The train ids, uint8 [H, W] each, of the split of all sources of a configuration."""
-  label_maps = []
+def load_maps(
+  config: ConfigDict, split: str, predict: bool
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """What there is to draw pairs from in the split of all sources of a configuration.
+
+  Returns:
+    (label_maps, predicted_maps): train ids, and the boundary probability that
+    `config.predictions` sees there, in 1 / 255; uint8 [H, W] each. Without such a network, or
+    unless `predict`, the second is empty.
+  """
+  predictor = None
+  if config.predictions and predict:
+    predictor = Predictor(config.predictions)
+    if not predictor.edge_head:
+      raise ValueError(
+        f'config.predictions={config.predictions!r} has no edge head; name a network with one'
+      )
+  label_maps: list[np.ndarray] = []
+  predicted_maps: list[np.ndarray] = []
   for name, source in config.sources.items():
     if not source:
       continue
@@ -158,24 +181,31 @@ def load_label_maps(config: ConfigDict, split: str) -> list[np.ndarray]:
     if name == 'streets':
       num_examples = source if split == 'train' else -(-source // 5)
       options = {'num_examples': num_examples, 'size': _STREETS_SIZE, 'seed': config.seed}
-    label_maps += _read_label_maps(load_dataset(name, split, **options))
-  return label_maps
+    dataset = load_dataset(name, split, **options)
+    count = min(len(dataset), _MAX_LABEL_MAPS)
+    indices = [i * len(dataset) // count for i in range(count)]
+    with ThreadPoolExecutor() as pool:
+      label_maps += pool.map(functools.partial(_read_label_map, dataset), indices)
+    if predictor is not None:
+      predicted_maps += [_predict_boundaries(predictor, dataset[i]) for i in indices]
+  return label_maps, predicted_maps
 
 
-def _read_label_maps(dataset: Dataset) -> list[np.ndarray]:
-  def read(index):
-    example = dataset[index]
-    return dataset.label_set.to_train_ids(
-      decode_label(example['label'], example['name']), example['name']
-    )
+def _read_label_map(dataset: Dataset, index: int) -> np.ndarray:
+  example = dataset[index]
+  return dataset.label_set.to_train_ids(
+    decode_label(example['label'], example['name']), example['name']
+  )
 
-  count = min(len(dataset), _MAX_LABEL_MAPS)
-  with ThreadPoolExecutor() as pool:
-    return list(pool.map(read, [i * len(dataset) // count for i in range(count)]))
+
+def _predict_boundaries(predictor: Predictor, example: Mapping[str, Any]) -> np.ndarray:
+  outputs = predictor(decode_image(example['image'], example['name']))
+  return np.round(255 * outputs['edge_probability'][..., 0]).astype(np.uint8)
 
 
 def crop_batches(
   label_maps: Sequence[np.ndarray],
+  predicted_maps: Sequence[np.ndarray] = (),
   *,
   batch_size: int,
   seed: int,
@@ -188,8 +218,13 @@ def crop_batches(
   mine = slice(process_index * size, (process_index + 1) * size)
 
   def draw(step):
-    crops = label_crops(label_maps, batch_size, np.random.default_rng((seed, step)))
-    return {'label': crops[mine]}
+    # The same generator for both: a crop's labels and predictions are of the same place.
+    cut = functools.partial(label_crops, num_crops=batch_size)
+    batch = {'label': cut(label_maps, rng=np.random.default_rng((seed, step)))[mine]}
+    if predicted_maps:
+      rng = np.random.default_rng((seed, step))
+      batch['predicted'] = cut(predicted_maps, rng=rng, outside=0)[mine]
+    return batch
 
   steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
   return Stream(steps.map(draw).to_iter_dataset(grain.ReadOptions(2, 4)))
@@ -202,6 +237,7 @@ def _card(config: ConfigDict, step: int, result: dict[str, float]) -> dict[str, 
   """
   settings = json.loads(config.to_json_best_effort())
   del settings['cache_dir']
+  settings['predictions'] = bool(settings['predictions'])
   for name, source in settings['sources'].items():
     settings['sources'][name] = source if name == 'streets' else bool(source)
   return {

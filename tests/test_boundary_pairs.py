@@ -16,6 +16,7 @@ from if_jax.boundary_pairs import (
   label_crops,
 )
 from if_jax.data.labels import IGNORE
+from if_jax.ops.boundaries import boundary_map
 from if_jax.ops.transforms import matrix_from_parameters
 from if_jax.ops.warp import homography_warp
 
@@ -140,3 +141,21 @@ def test_corrupted_maps_are_probabilities_that_follow_the_lines_more_or_less():
 def test_settings_out_of_range_are_told():
   with pytest.raises(ValueError, match=r'clean is 1.5'):
     PairSettings(clean=1.5)
+
+
+def test_half_of_the_others_are_what_a_network_predicted_under_the_same_transform():
+  settings = PairSettings(tile_size=64, clean=0.0, identity=0.5)
+  crops = label_crops(label_maps(), 48, np.random.default_rng(1))
+  edges = boundary_map(jnp.asarray(crops, jnp.int32), radius=2, num_classes=IGNORE)
+  predicted = np.uint8(51 * edges[..., 0])
+  draw = fast_jit(functools.partial(draw_pairs, settings=settings))
+  rng = jax.random.key(0, impl='rbg')
+  without, target, truth = jax.device_get(draw(rng, crops))
+  prediction, same_target, same_truth = jax.device_get(draw(rng, crops, predicted=predicted))
+  np.testing.assert_array_equal(same_target, target)
+  np.testing.assert_array_equal(same_truth, truth)
+  real = (prediction != without).any((1, 2, 3))
+  assert 14 <= real.sum() <= 34
+  aligned = real & (truth == 0).all(1)
+  assert aligned.any()
+  np.testing.assert_allclose(prediction[aligned], target[aligned] / 5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,15 @@ from processes import metrics_of, run_main
 
 from configs import inversenet as inversenet_config
 from if_jax import inversenet_step
+from if_jax import train_inversenet as train_module
 from if_jax.boundary_pairs import PairSettings, draw_parameters
+from if_jax.data.labels import IGNORE
 from if_jax.inversenet_step import pair_errors, train_step
 from if_jax.models.inversenet import InverseMatcher, InverseMLP, create_inversenet, load_inversenet
 from if_jax.ops.transforms import matrix_from_parameters
 from if_jax.ops.warp import homography_warp
 from if_jax.optimizers import make_optimizer
-from if_jax.train_inversenet import crop_batches, initial_state, load_label_maps, train_inversenet
+from if_jax.train_inversenet import crop_batches, initial_state, load_maps, train_inversenet
 from if_jax.weights import load_weights
 
 # Compiled with few optimisations, in a third of the time.
@@ -28,7 +31,7 @@ fast_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimizatio
 def plain_pairs(monkeypatch):
   """Pairs of rectangles' outlines, quick to compile: those of training have tests of their own."""
 
-  def draw(rng, labels, settings):
+  def draw(rng, labels, settings, predicted=None):
     target = labels[..., None].astype(jnp.float32)
     parameters = draw_parameters(rng, len(labels), settings)
     return homography_warp(target, matrix_from_parameters(parameters)), target, parameters
@@ -120,10 +123,54 @@ def test_crops_of_a_step_do_not_depend_on_where_the_run_started():
 def test_label_maps_come_from_all_sources():
   config = inversenet_config.get_config()
   config.sources.streets = 6
-  maps, unseen = (load_label_maps(config, split) for split in ('train', 'val'))
-  assert (len(maps), len(unseen)) == (6, 2)
+  (maps, predicted), (unseen, _) = (load_maps(config, split, True) for split in ('train', 'val'))
+  assert (len(maps), len(predicted), len(unseen)) == (6, 0, 2)
   assert all(x.dtype == np.uint8 and x.shape == (360, 720) for x in maps + unseen)
   assert (maps[0] != unseen[0]).any()
+
+
+def test_predicted_boundaries_are_cut_where_the_labels_are(monkeypatch):
+  class Bright:
+    """Takes the red of an image for the boundary probability."""
+
+    edge_head = True
+
+    def __call__(self, image):
+      return {'edge_probability': image[..., :1] / 255}
+
+  monkeypatch.setattr(train_module, 'Predictor', lambda name: {'bright': Bright()}[name])
+  monkeypatch.setattr(train_module, 'decode_image', lambda data, name: repainted[data])
+  monkeypatch.setattr(train_module, 'decode_label', lambda data, name: repainted[data][..., 0])
+  repainted = np.random.default_rng(0).integers(0, 19, (3, 30, 50, 3), np.uint8)
+  dataset = Painted(repainted)
+  monkeypatch.setattr(train_module, 'load_dataset', lambda *_, **__: dataset)
+  config = inversenet_config.get_config()
+  config.predictions = 'bright'
+  labels, predicted = load_maps(config, 'train', True)
+  np.testing.assert_array_equal(predicted, labels)
+  with crop_batches(labels, predicted, batch_size=4, seed=0, start_step=3) as stream:
+    batch = next(stream)
+  assert (batch['label'] == IGNORE).any()
+  np.testing.assert_array_equal(
+    batch['predicted'], np.where(batch['label'] == IGNORE, 0, batch['label'])
+  )
+
+
+class Painted(list):
+  """A data set whose files are the numbers of its images, and whose ids stay as they are."""
+
+  def __init__(self, images):
+    super().__init__({'image': i, 'label': i, 'name': str(i)} for i in range(len(images)))
+    self.label_set = types.SimpleNamespace(to_train_ids=lambda ids, name: ids)
+
+
+def test_a_network_without_an_edge_head_predicts_no_boundaries(monkeypatch):
+  config = inversenet_config.get_config()
+  config.predictions = 'flat'
+  flat = types.SimpleNamespace(edge_head=False)
+  monkeypatch.setattr(train_module, 'Predictor', lambda name: flat)
+  with pytest.raises(ValueError, match=r"config\.predictions='flat' has no edge head"):
+    load_maps(config, 'train', True)
 
 
 def test_the_configuration_describes_what_can_be_built():
