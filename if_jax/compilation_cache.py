@@ -1,8 +1,11 @@
 """Compiled programs are kept on disk: a second run starts in seconds instead of minutes."""
 
+import contextlib
 import hashlib
+import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -20,6 +23,18 @@ def keep_compiled_programs() -> None:
     root = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
     folder = root / 'if_jax' / f'compiled-{_processor()}'
     jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+  """Within it JAX keeps none of what it compiles: for programs that cannot be written to disk."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  seconds = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, seconds)
 
 
 def _processor() -> str:

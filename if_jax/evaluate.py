@@ -20,7 +20,7 @@ from if_jax.configs.default import get_config as get_defaults
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
 from if_jax.html_report import Gallery, write_evaluation_report
-from if_jax.inference import predict
+from if_jax.inference import for_many_images, predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
 from if_jax.report import Progress, contact_sheet, introduce, print_table
@@ -54,6 +54,7 @@ class Evaluator:
     num_classes = dataset.label_set.num_classes
     looks = looks_from_config(config)
     self._new_boundary_metrics()  # A wrong tolerance is told now.
+    model = for_many_images(model, len(dataset))
 
     def step(variables, batch):
       outputs = predict(model, variables, batch['image'], looks)
@@ -63,7 +64,7 @@ class Evaluator:
       outputs['label'] = outputs['label'].astype(np.uint8)
       return jax.lax.psum(confusion, parallel.AXIS), outputs
 
-    self._p_step = parallel.pmap_per_device(step)
+    self._p_step = parallel.pmap_per_device(step, kept=not getattr(model, 'onednn', False))
 
   def __call__(
     self,

@@ -62,7 +62,8 @@ def running_statistics(frozen: tuple[str, ...]) -> Iterator[None]:
   """
 
   def intercept(call, arguments, options, context):
-    if isinstance(context.module, BatchNorm) and _within(context.module.path, frozen):
+    is_norm = isinstance(context.module, BatchNorm) and context.method_name == '__call__'
+    if is_norm and _within(context.module.path, frozen):
       x, _ = arguments
       return call(x, False)
     return call(*arguments, **options)

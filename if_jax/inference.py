@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from if_jax.ops import onednn
 from if_jax.ops.normalize import normalize
 from if_jax.ops.resize import resize_bilinear, scale_size
 
@@ -46,6 +47,13 @@ class Looks:
     sides = zip(self.stride or (), self.window or (), strict=False)
     if any(s > w for s, w in sides):
       raise ValueError(f'stride={self.stride} skips pixels between windows of {self.window}')
+
+
+def for_many_images(model: nn.Module, num_images: int) -> nn.Module:
+  """The same network, with convolutions by oneDNN if it can and so many images are worth it."""
+  if not hasattr(model, 'onednn') or num_images < onednn.MANY_IMAGES or onednn.why_not(model.dtype):
+    return model
+  return model.clone(onednn=True)
 
 
 def predict(

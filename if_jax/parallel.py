@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from if_jax.compilation_cache import not_kept
+
 # The name that `jax.lax.psum` and batch normalisation know the devices by.
 AXIS = 'batch'
 
@@ -59,14 +61,19 @@ def pmap(step: Callable, *, num_constants: int = 0, donate_state: bool = False) 
   )
 
 
-def pmap_per_device(step: Callable) -> Callable:
+def pmap_per_device(step: Callable, *, kept: bool = True) -> Callable:
   """As `pmap`, for a step whose second result differs by device and keeps a device axis.
 
   It runs on the devices of this process alone: others may call it more often, or not at all.
+
+  Args:
+    step: `(state, batch) -> (result, results by device)`.
+    kept: whether the compiled program may be kept on disk.
   """
-  return jax.pmap(
+  mapped = jax.pmap(
     step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=jax.local_devices()
   )
+  return mapped if kept else not_kept()(mapped)
 
 
 def replicate(tree: Any) -> Any:

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from if_jax import parallel
 from if_jax.data.decode import decode_image
 from if_jax.data.pairs import IMAGE_ENDINGS, find_files
 from if_jax.evaluate import by_size
-from if_jax.inference import predict
+from if_jax.inference import for_many_images, predict
 from if_jax.outputs import KINDS, check_kinds, draw_output, save_outputs
 from if_jax.report import Progress, introduce
 from if_jax.settings import looks_from_config, model_from_card, weights_folder
@@ -51,6 +52,8 @@ class Predictor:
     folder: of weights, as `python -m convert` or a training (in WORKDIR/best) writes it; or a name
       of `if_jax.weights.packaged_weights`.
     config: its `model` and `eval` parts say how to compute; None: as configs/default.py does.
+    num_images: that it will get: many are worth a program that is faster, but compiled anew in
+      each run; None: many.
   Raises:
     ValueError: weights that cannot be used.
   Example:
@@ -59,11 +62,18 @@ class Predictor:
     names = [predictor.label_set.class_names[i] for i in np.unique(label)]
   """
 
-  def __init__(self, folder: str | os.PathLike, config: ConfigDict | None = None):
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    config: ConfigDict | None = None,
+    *,
+    num_images: int | None = None,
+  ):
     config = config or _DEFAULTS
     variables, card = load_weights(folder)
     model = model_from_card(config, card)
     check_fits(model, variables, folder)
+    model = for_many_images(model, sys.maxsize if num_images is None else num_images)
     self.label_set = label_set_of(card)
     self.edge_head = model.edge_head
     self._variables = parallel.replicate(variables)
@@ -75,7 +85,7 @@ class Predictor:
       outputs = predict(model, variables, images, looks)
       return (), outputs | {'label': outputs['label'].astype(np.uint8)}
 
-    self._p_step = parallel.pmap_per_device(step)
+    self._p_step = parallel.pmap_per_device(step, kept=not model.onednn)
 
   def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
     """Segments one image.
@@ -116,7 +126,7 @@ class Predictor:
     if known < len(self._sizes) == _FEW_SIZES + 1:
       logging.warning(
         'The images have more than %d sizes, and the network is compiled for each. Resize them to '
-        'a few sizes; what is compiled now is kept for later runs.',
+        'a few sizes.',
         _FEW_SIZES,
       )
     missing = self._batch_size - len(images)
@@ -149,7 +159,8 @@ def predict_paths(
   folder = Path(output or Path(workdir, 'predictions'))
   inputs = find_inputs(Path(input_path), folder)
   weights = weights_folder(config, workdir)
-  predictor = Predictor(weights, config)
+  num_images = None if any(map(_is_video, inputs.values())) else len(inputs)
+  predictor = Predictor(weights, config, num_images=num_images)
   if not workdir and not config.init_from:
     print(
       f'by the weights {weights.name} of the package, for its classes and for research; '

@@ -13,6 +13,7 @@ from if_jax.models.layers import Dtype
 from if_jax.models.multiscale import MultiScaleSegmenter
 from if_jax.models.segmenter import Segmenter
 from if_jax.ops.normalize import MEAN, STD
+from if_jax.ops.onednn import why_not
 from if_jax.weights import check_fits, label_set_of, load_weights
 
 Network = Segmenter | MultiScaleSegmenter
@@ -104,6 +105,7 @@ def create_model(
   remat: bool = False,
   axis_name: str | None = None,
   scales: tuple[float, ...] | None = None,
+  onednn: bool = False,
 ) -> Network:
   """Makes a network by name.
 
@@ -115,10 +117,12 @@ def create_model(
     remat: recompute activations in the backward pass: less memory, about a third more time.
     axis_name: of the devices over which batch statistics are taken; None: each device alone.
     scales: `ocrnet48_hms` only: ratios of the image's size in evaluation, 1.0 among them.
+    onednn: convolutions by `if_jax.ops.onednn`: faster on x86 CPUs, for evaluation in float32.
   Returns:
     A Flax Linen module: `variables = model.init(rng, image)`, `model.apply(variables, image)`.
   Raises:
-    ValueError: an unknown name (the nearest is proposed), or scales that do not fit.
+    ValueError: an unknown name (the nearest is proposed), scales that do not fit, or `onednn`
+      where it does not work.
   Example:
     >>> create_model('hrnet18', num_classes=5).num_classes
     5
@@ -134,6 +138,10 @@ def create_model(
     if 1.0 not in scales or min(scales) <= 0:
       raise ValueError(f'scales must be positive with 1.0 among them, got {tuple(scales)}')
     options = {**options, 'scales': tuple(sorted(map(float, scales)))}
+  if onednn:
+    if reason := why_not(dtype):
+      raise ValueError(f'onednn=True does not work here: {reason}; leave it out')
+    options = {**options, 'onednn': True}
   return network(
     num_classes=num_classes,
     edge_head=edge_head,

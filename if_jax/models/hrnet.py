@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from if_jax.models.layers import BasicBlock, Bottleneck, ConvNorm, ModuleDef
+from if_jax.models.layers import BasicBlock, Bottleneck, ConvNorm, ModuleDef, conv_norm
 from if_jax.ops.resize import resize_bilinear
 
 
@@ -57,8 +57,8 @@ class HRNet(nn.Module):
     if spec.patch_stem:
       x = self.conv(3, 2, 2, padding=0, name='conv0')(x)
     for i in (1, 2):
-      x = self.conv(64, 3, 2, name=f'conv{i}')(x)
-      x = nn.relu(self.norm(name=f'bn{i}')(x, train))
+      conv, norm = self.conv(64, 3, 2, name=f'conv{i}'), self.norm(name=f'bn{i}')
+      x = conv_norm(conv, norm, x, train)
     for i in range(spec.stem_blocks):
       x = block_type(**parts, features=64, name=f'layer1_{i}')(x, train)
 

@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from if_jax.ops import onednn
 from if_jax.ops.convolution import conv2d
 
 Dtype = Any
-ModuleDef = Callable[..., nn.Module]
+# Makes a `Conv`, a `BatchNorm` or a block of them.
+ModuleDef = Callable[..., Any]
 
 # PyTorch's defaults, which the published checkpoints were trained with.
 BATCH_NORM_MOMENTUM = 0.9
@@ -24,7 +26,10 @@ LOGITS_INIT = nn.initializers.normal(0.001)
 
 
 class Conv(nn.Module):
-  """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`."""
+  """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`.
+
+  With `onednn` it runs by `if_jax.ops.onednn`, where this works, and has no gradients.
+  """
 
   features: int
   kernel_size: int = 1
@@ -33,17 +38,36 @@ class Conv(nn.Module):
   use_bias: bool = False
   dtype: Dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = HE_INIT
+  onednn: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    multiplier: jax.Array | None = None,
+    offset: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    relu: bool = False,
+  ) -> jax.Array:
+    """Convolves; what the keywords add, per channel and then per value, is for oneDNN."""
     k = self.kernel_size
     shape = (k, k, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
     padding = k // 2 if self.padding is None else self.padding
-    x = conv2d(x.astype(self.dtype), kernel, self.stride, padding)
+    bias = None
     if self.use_bias:
-      x = x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
-    return x
+      bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if self.onednn:
+      if multiplier is not None and offset is not None:
+        kernel = kernel * multiplier
+        bias = offset if bias is None else bias * multiplier + offset
+      return onednn.conv2d(
+        x, kernel, bias, residual, stride=self.stride, padding=padding, relu=relu
+      )
+    x = conv2d(x, kernel, self.stride, padding)
+    return x if bias is None else x + bias
 
 
 class BatchNorm(nn.Module):
@@ -57,13 +81,8 @@ class BatchNorm(nn.Module):
   axis_name: str | None = None
   dtype: Dtype = jnp.float32
 
-  @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    shape = (x.shape[-1],)
-    scale = self.param('scale', nn.initializers.ones, shape)
-    bias = self.param('bias', nn.initializers.zeros, shape)
-    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
-    running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    scale, bias, running_mean, running_var = self._entries(x.shape[-1])
     if train:
       mean, var, count = self._batch_statistics(x)
       if not self.is_initializing():
@@ -73,10 +92,23 @@ class BatchNorm(nn.Module):
           running.value = kept + (1 - BATCH_NORM_MOMENTUM) * batch
     else:
       mean, var = running_mean.value, running_var.value
-    # One multiplication and one addition per value: fused into the convolution before it.
-    multiplier = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-    offset = bias - mean * multiplier
+    multiplier, offset = _affine(scale, bias, mean, var)
     return x.astype(self.dtype) * multiplier.astype(self.dtype) + offset.astype(self.dtype)
+
+  def affine(self, features: int) -> tuple[jax.Array, jax.Array]:
+    """What it multiplies by and then adds in evaluation: float32 [features] each."""
+    scale, bias, running_mean, running_var = self._entries(features)
+    return _affine(scale, bias, running_mean.value, running_var.value)
+
+  @nn.compact
+  def _entries(self, features):
+    shape = (features,)
+    return (
+      self.param('scale', nn.initializers.ones, shape),
+      self.param('bias', nn.initializers.zeros, shape),
+      self.variable('batch_stats', 'mean', jnp.zeros, shape),
+      self.variable('batch_stats', 'var', jnp.ones, shape),
+    )
 
   def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
     x = x.astype(jnp.float32)
@@ -88,6 +120,31 @@ class BatchNorm(nn.Module):
       count = count * jax.lax.axis_size(self.axis_name)
     mean = moments[0]
     return mean, jnp.maximum(moments[1] - jnp.square(mean), 0), count
+
+
+def _affine(scale, bias, mean, var):
+  # One multiplication and one addition per value: fused into the convolution before it.
+  multiplier = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+  return multiplier, bias - mean * multiplier
+
+
+def conv_norm(
+  conv: Conv,
+  norm: BatchNorm,
+  x: jax.Array,
+  train: bool,
+  *,
+  residual: jax.Array | None = None,
+  relu: bool = True,
+) -> jax.Array:
+  """A convolution, its normalisation, what is added to it, and ReLU: by oneDNN in one go."""
+  if conv.onednn and not train:
+    multiplier, offset = norm.affine(conv.features)
+    return conv(x, multiplier=multiplier, offset=offset, residual=residual, relu=relu)
+  x = norm(conv(x), train)
+  if residual is not None:
+    x = x + residual
+  return nn.relu(x) if relu else x
 
 
 class ConvNorm(nn.Module):
@@ -103,11 +160,10 @@ class ConvNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = self.conv(
+    conv = self.conv(
       self.features, self.kernel_size, self.stride, use_bias=self.use_bias, name='conv'
-    )(x)
-    x = self.norm(name='bn')(x, train)
-    return nn.relu(x) if self.relu else x
+    )
+    return conv_norm(conv, self.norm(name='bn'), x, train, relu=self.relu)
 
 
 class BasicBlock(nn.Module):
@@ -118,10 +174,10 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = self.conv(x.shape[-1], 3, name='conv1')(x)
-    y = nn.relu(self.norm(name='bn1')(y, train))
-    y = self.conv(x.shape[-1], 3, name='conv2')(y)
-    return nn.relu(self.norm(name='bn2')(y, train) + x)
+    conv1, conv2 = (self.conv(x.shape[-1], 3, name=f'conv{i}') for i in (1, 2))
+    norm1, norm2 = (self.norm(name=f'bn{i}') for i in (1, 2))
+    y = conv_norm(conv1, norm1, x, train)
+    return conv_norm(conv2, norm2, y, train, residual=x)
 
 
 class Bottleneck(nn.Module):
@@ -133,10 +189,14 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    y = nn.relu(self.norm(name='bn1')(self.conv(self.features, name='conv1')(x), train))
-    y = nn.relu(self.norm(name='bn2')(self.conv(self.features, 3, name='conv2')(y), train))
-    y = self.norm(name='bn3')(self.conv(4 * self.features, name='conv3')(y), train)
+    widths_and_sizes = (self.features, 1), (self.features, 3), (4 * self.features, 1)
+    conv1, conv2, conv3 = (
+      self.conv(*both, name=f'conv{i}') for i, both in enumerate(widths_and_sizes, start=1)
+    )
+    norm1, norm2, norm3 = (self.norm(name=f'bn{i}') for i in (1, 2, 3))
+    y = conv_norm(conv1, norm1, x, train)
+    y = conv_norm(conv2, norm2, y, train)
     if x.shape[-1] != 4 * self.features:
-      x = self.conv(4 * self.features, name='downsample_conv')(x)
-      x = self.norm(name='downsample_bn')(x, train)
-    return nn.relu(y + x)
+      downsample = self.conv(4 * self.features, name='downsample_conv')
+      x = conv_norm(downsample, self.norm(name='downsample_bn'), x, train, relu=False)
+    return conv_norm(conv3, norm3, y, train, residual=x)

@@ -34,10 +34,11 @@ class MultiScaleSegmenter(nn.Module):
   dtype: Dtype = jnp.float32
   remat: bool = False
   axis_name: str | None = None
+  onednn: bool = False
   scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
 
   def setup(self) -> None:
-    conv = functools.partial(Conv, dtype=self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype, onednn=self.onednn)
     norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
     self.backbone = HRNet(self.backbone_spec, conv, norm, remat=self.remat)
     self.ocr = OCR(conv, norm, self.num_classes)

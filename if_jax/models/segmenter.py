@@ -26,6 +26,7 @@ class Segmenter(nn.Module):
     dtype: of the computation; parameters, statistics and outputs are float32.
     remat: recompute activations in the backward pass instead of keeping them.
     axis_name: of the devices over which batch statistics are taken; None: this device alone.
+    onednn: convolutions of evaluation by `if_jax.ops.onednn`.
   """
 
   backbone_spec: HRNetSpec
@@ -37,6 +38,7 @@ class Segmenter(nn.Module):
   dtype: Dtype = jnp.float32
   remat: bool = False
   axis_name: str | None = None
+  onednn: bool = False
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -50,7 +52,7 @@ class Segmenter(nn.Module):
       in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'.
     """
     size = image.shape[1:3]
-    conv = functools.partial(Conv, dtype=self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype, onednn=self.onednn)
     norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
     parts: dict[str, Any] = {'conv': conv, 'norm': norm}
     features = HRNet(self.backbone_spec, **parts, remat=self.remat, name='backbone')(image, train)

@@ -1,0 +1,164 @@
+"""Convolutions by oneDNN give what XLA's give, and are taken where they pay."""
+
+import json
+import platform
+import sys
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from processes import run_python
+
+from if_jax import inference
+from if_jax.compilation_cache import not_kept
+from if_jax.inference import for_many_images
+from if_jax.models import create_model
+from if_jax.ops import convolution, onednn
+
+
+@pytest.fixture(autouse=True)
+def _switched_on(monkeypatch):
+  """tests/conftest.py has switched it off, so that what tests compile is kept."""
+  monkeypatch.delenv(onednn.SWITCH)
+  with not_kept():
+    yield
+
+
+works = pytest.mark.skipif(
+  not sys.platform.startswith('linux')
+  or platform.machine() != 'x86_64'
+  or jaxlib.__version__ not in onednn.KNOWN_VERSIONS,
+  reason='not a build of jaxlib that it was tried with',
+)
+
+
+def _draw(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@works
+@pytest.mark.parametrize('followed_by', ['nothing', 'bias', 'residual', 'relu', 'all'])
+@pytest.mark.parametrize(
+  ('kernel_size', 'stride', 'padding', 'size'),
+  [(3, 1, 1, (7, 9)), (3, 1, 1, (1, 2)), (3, 2, 1, (7, 8)), (1, 1, 0, (4, 5)), (2, 2, 0, (6, 8))],
+)
+def test_a_convolution_is_that_of_xla(kernel_size, stride, padding, size, followed_by):
+  x, kernel = _draw(2, *size, 3), _draw(kernel_size, kernel_size, 3, 20, seed=1)
+  expected = convolution.conv2d(x, kernel, stride, padding)
+  bias = _draw(20, seed=2) if followed_by in ('bias', 'all') else None
+  residual = _draw(*expected.shape, seed=3) if followed_by in ('residual', 'all') else None
+  relu = followed_by in ('relu', 'all')
+  for summand in (bias, residual):
+    expected = expected if summand is None else expected + summand
+  expected = jnp.maximum(expected, 0) if relu else expected
+  actual = onednn.conv2d(x, kernel, bias, residual, stride=stride, padding=padding, relu=relu)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+@works
+@pytest.mark.parametrize('edge_head', [True, False])
+@pytest.mark.parametrize('name', ['hrnet18', 'hrnet16_slim'])
+def test_a_network_is_that_of_xla(name, edge_head):
+  model = create_model(name, 5, edge_head=edge_head)
+  images = _draw(2, 64, 96, 3)
+  variables = _draw_variables(model, images)
+  expected = jax.jit(model.apply)(variables, images)
+  fast = create_model(name, 5, edge_head=edge_head, onednn=True)
+  actual = jax.jit(fast.apply)(variables, images)
+  assert actual.keys() == expected.keys()
+  for key, value in expected.items():
+    np.testing.assert_allclose(actual[key], value, atol=1e-5 * np.abs(value).max())
+
+
+def _draw_variables(model, images):
+  """Those for which activations neither grow nor vanish, with statistics that normalise."""
+  shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
+
+  def draw(leaf, shape):
+    x = _draw(*shape, seed=len(shape) + sum(shape))
+    if leaf in ('scale', 'var'):
+      return 0.5 + 0.5 * np.tanh(np.abs(x))
+    return 0.1 * x if leaf in ('bias', 'mean') else x / np.sqrt(np.prod(shape[:-1]))
+
+  return unflatten_dict({path: draw(path[-1], x.shape) for path, x in shapes.items()})
+
+
+@works
+def test_the_parameters_are_the_same():
+  image = jnp.zeros((1, 64, 64, 3))
+  # One of each kind.
+  for name in ('hrnet16_slim', 'ocrnet48_hms'):
+    ways = [create_model(name, 3, onednn=onednn) for onednn in (True, False)]
+    shapes = [jax.eval_shape(model.init, jax.random.key(0), image) for model in ways]
+    assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+
+
+@works
+def test_many_images_are_worth_it_and_few_are_not():
+  model = create_model('hrnet16_slim')
+  assert for_many_images(model, inference.onednn.MANY_IMAGES).onednn
+  assert not for_many_images(model, inference.onednn.MANY_IMAGES - 1).onednn
+  assert not for_many_images(create_model('hrnet16_slim', dtype=jnp.bfloat16), 1000).onednn
+
+
+@pytest.mark.parametrize(
+  ('target', 'name', 'value', 'reason'),
+  [
+    (jaxlib, '__version__', '0.99.0', 'this is 0.99.0'),
+    (platform, 'machine', lambda: 'aarch64', 'on aarch64'),
+    (sys, 'platform', 'darwin', 'this is darwin'),
+    (jax, 'default_backend', lambda: 'gpu', 'the backend is gpu'),
+  ],
+)
+def test_elsewhere_it_is_not_taken_and_says_why(monkeypatch, target, name, value, reason):
+  monkeypatch.setattr(target, name, value)
+  assert reason in onednn.why_not()
+  model = create_model('hrnet16_slim')
+  assert for_many_images(model, 1000) is model
+  expected = f'onednn=True does not work here: .*{reason}.*; leave it out'
+  with pytest.raises(ValueError, match=expected):
+    create_model('hrnet16_slim', onednn=True)
+
+
+def test_it_can_be_switched_off(monkeypatch):
+  monkeypatch.setenv(onednn.SWITCH, 'off')
+  assert onednn.why_not() == 'IF_JAX_ONEDNN is off'
+
+
+PROGRAM = """
+import sys
+import jax, numpy as np
+from if_jax import parallel
+from if_jax.ops import onednn
+
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+kernel = np.full((3, 3, 8, 8), 0.01, np.float32)
+
+def step(kernel, x):
+  for _ in range(4):
+    x = onednn.conv2d(x, kernel, padding=1, relu=True)
+  return jax.lax.psum(x.sum(), parallel.AXIS), x.sum((1, 2, 3))
+
+p_step = parallel.pmap_per_device(step, kept=False)
+images = np.random.default_rng(0).random((16, 32, 32, 8), np.float32)
+for _ in range(50):
+  total, sums = p_step(parallel.replicate(kernel), parallel.shard(images))
+print(float(total), np.asarray(sums).ravel().tolist())
+"""
+
+
+@works
+def test_devices_side_by_side_and_nothing_on_disk(monkeypatch, tmp_path):
+  """Eight of them share the threads of two cores, and none waits for ever."""
+  results = []
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  for count in (1, 8):
+    monkeypatch.setenv('XLA_FLAGS', f'--xla_force_host_platform_device_count={count}')
+    total, sums = run_python('-W', 'error', '-c', PROGRAM).stdout.split(maxsplit=1)
+    results.append((float(total), json.loads(sums)))
+  np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+  assert results[0][1] == results[1][1]
+  assert not any('jit_step' in path.name or 'pmap' in path.name for path in tmp_path.iterdir())
