@@ -33,6 +33,7 @@ from if_jax import parallel
 from if_jax.data.datasets import load_dataset
 from if_jax.data.labels import CITYSCAPES
 from if_jax.evaluate import Evaluator
+from if_jax.inference import for_many_images
 from if_jax.metrics import iou_from_confusion
 from if_jax.settings import model_from_config
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--height', type=int, default=1024)
   parser.add_argument('--width', type=int, default=2048)
   parser.add_argument('--num_images', type=int, default=8)
+  parser.add_argument('--as_of', type=int, default=500, help='images: computes as for so many')
   parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help="DataLoader's")
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--output', default='runs/benchmarks', help='folder of the JSON')
@@ -61,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     files = write_streets(root, 'val', arguments.num_images, size)
     dataset = load_dataset('cityscapes', 'val', root=root, cache_dir=Path(root, 'prepared'))
     model = model_from_config(config, CITYSCAPES.num_classes)
-    evaluator = Evaluator(model, dataset, config)
+    evaluator = Evaluator(for_many_images(model, arguments.as_of), dataset, config)
     functions = {'ours': functools.partial(evaluator, parallel.replicate(variables))}
     network = fold_batch_norm(create_peer(arguments.model, variables)).to(device())
     for workers in arguments.workers:

@@ -2,10 +2,11 @@
 
 Three parts are timed: the backbone (images to features), the network (images to logits of classes
 and edges), and labels (bytes to the class and the edge probability of each pixel, as prediction
-runs it). PyTorch runs in `channels_last`: as it is, with batch norm folded into the convolutions,
-and compiled, too. GFLOP are XLA's count of our program before it is optimised, an addition and a
-multiplication each; GB what the optimised program reads and writes, as XLA counts it; the share
-is of the fastest large matrix product in the same run.
+runs it). Ours runs as it does for many images, on x86 CPUs by oneDNN, and by XLA alone; PyTorch in
+`channels_last`: as it is, with batch norm folded into the convolutions, and compiled, too. GFLOP
+and GB are those of our program for XLA alone: operations before it is optimised, an addition and a
+multiplication each, and what it reads and writes afterwards. The share is of the fastest large
+matrix product in the same run.
 
 python -m benchmarks.inference --models=hrnet18,hrnet16_slim,ocrnet48 --size=512,1024
 """
@@ -31,10 +32,12 @@ from benchmarks.pytorch_peers import (
 )
 from benchmarks.results import print_table, run
 from benchmarks.timing import alternate, check_close, compare, prepare_torch, product_peak
+from if_jax.compilation_cache import not_kept
 from if_jax.inference import predict
 from if_jax.models import create_model
 from if_jax.models.hrnet import HRNet
 from if_jax.models.layers import BatchNorm, Conv
+from if_jax.ops import onednn
 
 PARTS = ('backbone', 'network', 'labels')
 
@@ -101,14 +104,22 @@ def time_part(
     their_images = normalize(their_images).to(getattr(torch, arguments.dtype))
     images = from_torch_maps(their_images)
   lowered = jax.jit(our_part(name, part, arguments.dtype)).lower(variables, images)
-  compiled = lowered.compile()
+  by_xla = lowered.compile()
   # Labels are made image by image, in a loop that XLA counts once.
   repeats = arguments.batch_size if part == 'labels' else 1
   gflop = repeats * lowered.cost_analysis()['flops'] / 1e9
-  gigabytes = repeats * compiled.cost_analysis()['bytes accessed'] / 1e9
+  gigabytes = repeats * by_xla.cost_analysis()['bytes accessed'] / 1e9
+  ways = {'ours': by_xla}
+  if onednn.why_not(jnp.dtype(arguments.dtype)) is None:
+    with not_kept():
+      fast = jax.jit(our_part(name, part, arguments.dtype, onednn=True)).lower(variables, images)
+      ways = {'ours': fast.compile(), 'ours, XLA alone': by_xla}
 
-  functions = {'ours': functools.partial(compiled, *jax.device_put((variables, images)))}
-  expected = functions['ours']()
+  arrays = jax.device_put((variables, images))
+  functions = {way: functools.partial(program, *arrays) for way, program in ways.items()}
+  expected = by_xla(*arrays)
+  for way, function in functions.items():
+    check_same_outputs(f'{name}, {way}', expected, function())
   for peer, network in networks.items():
     function = functools.partial(_PEER_PARTS[part], network)
     if 'compiled' in peer:
@@ -125,14 +136,16 @@ def time_part(
   return [about | row for row in rows]
 
 
-def our_part(name: str, part: str, dtype: str) -> Callable[[Mapping, jax.Array], dict]:
+def our_part(
+  name: str, part: str, dtype: str, **options: bool
+) -> Callable[[Mapping, jax.Array], dict]:
   """(variables, normalised images or, for labels, bytes) -> outputs by name."""
-  model = create_model(name, dtype=jnp.dtype(dtype))
+  model = create_model(name, dtype=jnp.dtype(dtype), **options)
   if part == 'labels':
     return functools.partial(predict, model)
   if part == 'network':
     return functools.partial(model.apply, train=False)
-  conv = functools.partial(Conv, dtype=model.dtype)
+  conv = functools.partial(Conv, dtype=model.dtype, **options)
   norm = functools.partial(BatchNorm, dtype=model.dtype)
   backbone = HRNet(model.backbone_spec, conv, norm)
 
@@ -168,6 +181,15 @@ _PEER_PARTS = {
   'network': lambda network, images: network(images),
   'labels': _peer_labels,
 }
+
+
+def check_same_outputs(what: str, expected: Mapping, ours: Mapping) -> None:
+  """Raises ValueError unless two ways of ours give the same but for rounding."""
+  for name, x in expected.items():
+    if name == 'label':
+      check_close(f'labels of {what}', np.mean(x == ours[name]), 1, tolerance=1e-3)
+    elif name != 'attention':
+      check_close(f'{name} of {what}', x, ours[name], tolerance=1e-4)
 
 
 def check_outputs(what: str, ours: Mapping, theirs: Mapping, dtype: str) -> None:

@@ -5,10 +5,18 @@ import hashlib
 import math
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+
+# JAX keeps what took so many seconds to compile. The setting is the whole process's: the first
+# thread that is in `not_kept` changes it, the last one changes it back.
+_THRESHOLD = 'jax_persistent_cache_min_compile_time_secs'
+_lock = threading.Lock()
+_depth = 0
+_seconds = 0.0
 
 
 def keep_compiled_programs() -> None:
@@ -27,14 +35,23 @@ def keep_compiled_programs() -> None:
 
 @contextlib.contextmanager
 def not_kept() -> Iterator[None]:
-  """Within it JAX keeps none of what it compiles: for programs that cannot be written to disk."""
-  name = 'jax_persistent_cache_min_compile_time_secs'
-  seconds = getattr(jax.config, name)
-  jax.config.update(name, math.inf)
+  """Within it JAX keeps none of what it compiles: for programs that cannot be written to disk.
+
+  Nor does it keep what other threads compile meanwhile.
+  """
+  global _depth, _seconds
+  with _lock:
+    if not _depth:
+      _seconds = getattr(jax.config, _THRESHOLD)
+      jax.config.update(_THRESHOLD, math.inf)
+    _depth += 1
   try:
     yield
   finally:
-    jax.config.update(name, seconds)
+    with _lock:
+      _depth -= 1
+      if not _depth:
+        jax.config.update(_THRESHOLD, _seconds)
 
 
 def _processor() -> str:

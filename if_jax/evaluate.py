@@ -64,7 +64,7 @@ class Evaluator:
       outputs['label'] = outputs['label'].astype(np.uint8)
       return jax.lax.psum(confusion, parallel.AXIS), outputs
 
-    self._p_step = parallel.pmap_per_device(step, kept=not getattr(model, 'onednn', False))
+    self._p_step = parallel.pmap_per_device(step, keep=not getattr(model, 'onednn', False))
 
   def __call__(
     self,

@@ -50,7 +50,7 @@ class Looks:
 
 
 def for_many_images(model: nn.Module, num_images: int) -> nn.Module:
-  """The same network, with convolutions by oneDNN if it can and so many images are worth it."""
+  """The same network, with convolutions by oneDNN where they work and so many images pay."""
   if not hasattr(model, 'onednn') or num_images < onednn.MANY_IMAGES or onednn.why_not(model.dtype):
     return model
   return model.clone(onednn=True)

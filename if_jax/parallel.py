@@ -61,19 +61,19 @@ def pmap(step: Callable, *, num_constants: int = 0, donate_state: bool = False) 
   )
 
 
-def pmap_per_device(step: Callable, *, kept: bool = True) -> Callable:
+def pmap_per_device(step: Callable, *, keep: bool = True) -> Callable:
   """As `pmap`, for a step whose second result differs by device and keeps a device axis.
 
   It runs on the devices of this process alone: others may call it more often, or not at all.
 
   Args:
     step: `(state, batch) -> (result, results by device)`.
-    kept: whether the compiled program may be kept on disk.
+    keep: whether the compiled program may be kept on disk.
   """
   mapped = jax.pmap(
     step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=jax.local_devices()
   )
-  return mapped if kept else not_kept()(mapped)
+  return mapped if keep else not_kept()(mapped)
 
 
 def replicate(tree: Any) -> Any:

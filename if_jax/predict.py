@@ -52,8 +52,8 @@ class Predictor:
     folder: of weights, as `python -m convert` or a training (in WORKDIR/best) writes it; or a name
       of `if_jax.weights.packaged_weights`.
     config: its `model` and `eval` parts say how to compute; None: as configs/default.py does.
-    num_images: that it will get: many are worth a program that is faster, but compiled anew in
-      each run; None: many.
+    num_images: how many will come. For `if_jax.ops.onednn.MANY_IMAGES` or more, on x86 CPUs, it
+      takes a faster program, which is compiled anew in each run.
   Raises:
     ValueError: weights that cannot be used.
   Example:
@@ -67,13 +67,13 @@ class Predictor:
     folder: str | os.PathLike,
     config: ConfigDict | None = None,
     *,
-    num_images: int | None = None,
+    num_images: int = 0,
   ):
     config = config or _DEFAULTS
     variables, card = load_weights(folder)
     model = model_from_card(config, card)
     check_fits(model, variables, folder)
-    model = for_many_images(model, sys.maxsize if num_images is None else num_images)
+    model = for_many_images(model, num_images)
     self.label_set = label_set_of(card)
     self.edge_head = model.edge_head
     self._variables = parallel.replicate(variables)
@@ -85,7 +85,7 @@ class Predictor:
       outputs = predict(model, variables, images, looks)
       return (), outputs | {'label': outputs['label'].astype(np.uint8)}
 
-    self._p_step = parallel.pmap_per_device(step, kept=not model.onednn)
+    self._p_step = parallel.pmap_per_device(step, keep=not model.onednn)
 
   def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
     """Segments one image.
@@ -159,7 +159,8 @@ def predict_paths(
   folder = Path(output or Path(workdir, 'predictions'))
   inputs = find_inputs(Path(input_path), folder)
   weights = weights_folder(config, workdir)
-  num_images = None if any(map(_is_video, inputs.values())) else len(inputs)
+  has_video = any(map(_is_video, inputs.values()))
+  num_images = sys.maxsize if has_video else len(inputs)
   predictor = Predictor(weights, config, num_images=num_images)
   if not workdir and not config.init_from:
     print(

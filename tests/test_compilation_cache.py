@@ -1,6 +1,12 @@
 """Compiled programs are kept where the user wants them."""
 
+import math
+import threading
+
+import jax
 from processes import run_python
+
+from if_jax.compilation_cache import not_kept
 
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -33,3 +39,24 @@ def test_a_folder_of_the_users_own_is_obeyed_and_one_that_cannot_be_written_does
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'unused'))
     assert run_python('-c', PROGRAM).returncode == 0
   assert _files(tmp_path / 'own') and not (tmp_path / 'unused').exists()
+
+
+def test_threads_that_keep_nothing_leave_the_setting_as_it_was():
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  inside, leave = threading.Event(), threading.Event()
+
+  def stay():
+    with not_kept():
+      inside.set()
+      assert leave.wait(60)
+
+  thread = threading.Thread(target=stay)
+  with not_kept():
+    thread.start()
+    assert inside.wait(60)
+  # One is still within it.
+  assert getattr(jax.config, name) == math.inf
+  leave.set()
+  thread.join()
+  assert getattr(jax.config, name) == before

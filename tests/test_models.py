@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from convert import from_torch, to_torch
 from if_jax.data.labels import CAMVID
 from if_jax.models import MODELS, create_model, from_pretrained
 from if_jax.models.hrnet import HRNetSpec
+from if_jax.models.layers import add_relu
 from if_jax.models.segmenter import Segmenter
 from if_jax.weights import label_set_of, make_card, save_weights
 
@@ -223,3 +225,18 @@ def test_a_fresh_network_is_certain_of_nothing(head):
   for name, logits in outputs.items():
     # At 0 both sides, or all classes, are as likely.
     assert 0 < np.abs(logits).max() < 0.2, name
+
+
+def test_a_sum_and_its_relu_and_their_gradients_are_those_of_relu():
+  rng = np.random.default_rng(0)
+  x, y, gradient = (rng.normal(size=(3, 4, 5, 6)).astype(np.float32) for _ in range(3))
+  # Ends of the scale, and sums of exactly 0.
+  x[0, 0, 0] = [1e30, -1e30, 0, 1, -1, 1e-38]
+  y[0, 0, 0] = [-1e30, 1, 0, -1, 1 + 1e-7, 1e-38]
+  actual, pull_back = jax.vjp(add_relu, x, y)
+  expected, pull_back_relu = jax.vjp(lambda x, y: nn.relu(x + y), x, y)
+  np.testing.assert_array_equal(actual, expected)
+  for ours, theirs in zip(pull_back(gradient), pull_back_relu(gradient), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert np.isnan(add_relu(np.float32(np.nan), np.float32(1)))
+  assert np.isnan(add_relu(np.float32(1), np.float32(np.nan)))

@@ -10,13 +10,16 @@ import jaxlib
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from if_jax.configs.default import get_config
 from processes import run_python
 
 from if_jax import inference
 from if_jax.compilation_cache import not_kept
+from if_jax.data.streets import draw
 from if_jax.inference import for_many_images
 from if_jax.models import create_model
 from if_jax.ops import convolution, onednn
+from if_jax.predict import Predictor
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +100,46 @@ def test_the_parameters_are_the_same():
 
 
 @works
+@pytest.mark.parametrize(
+  ('operand', 'wrong'),
+  [
+    ('x', np.zeros((1, 4, 5, 2), np.float32)),
+    ('x', jnp.zeros((1, 4, 5, 3), jnp.bfloat16)),
+    ('kernel', np.zeros((3, 1, 3, 4), np.float32)),
+    ('bias', np.float32(1)),
+    ('residual', np.zeros((1, 5, 5, 4), np.float32)),
+  ],
+)
+def test_what_would_end_the_process_is_refused(operand, wrong):
+  operands = {'x': np.zeros((1, 4, 5, 3), np.float32), 'kernel': np.zeros((3, 3, 3, 4), np.float32)}
+  with pytest.raises(ValueError, match=f'{operand} must be float32 '):
+    onednn.conv2d(**operands | {operand: wrong}, padding=1)
+
+
+@works
+@pytest.mark.parametrize('name', ['hrnet16_slim', 'ocrnet48_hms'])
+def test_it_is_not_for_training(name):
+  model = create_model(name, 3, onednn=True)
+  with pytest.raises(ValueError, match='onednn=True has no gradients; make one without it'):
+    jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=True))
+
+
+@works
+@pytest.mark.parametrize('looks', [{}, {'window': (48, 64), 'flip': True}])
+def test_a_predictor_gives_the_same_for_many_images_as_for_one(looks):
+  config = get_config()
+  config.eval.update(looks)
+  image, _ = draw(np.random.default_rng(0), (96, 160))
+  few, many = (
+    Predictor('hrnet16_slim_camvid', config, num_images=count)(image)
+    for count in (1, onednn.MANY_IMAGES)
+  )
+  assert len(np.unique(few['label'])) > 1
+  assert np.mean(few['label'] == many['label']) > 0.999
+  np.testing.assert_allclose(few['edge_probability'], many['edge_probability'], atol=1e-4)
+
+
+@works
 def test_many_images_are_worth_it_and_few_are_not():
   model = create_model('hrnet16_slim')
   assert for_many_images(model, inference.onednn.MANY_IMAGES).onednn
@@ -126,10 +169,12 @@ def test_elsewhere_it_is_not_taken_and_says_why(monkeypatch, target, name, value
 def test_it_can_be_switched_off(monkeypatch):
   monkeypatch.setenv(onednn.SWITCH, 'off')
   assert onednn.why_not() == 'IF_JAX_ONEDNN is off'
+  monkeypatch.setenv(onednn.SWITCH, '0')
+  assert onednn.why_not() == 'IF_JAX_ONEDNN is 0'
 
 
 PROGRAM = """
-import sys
+import os, sys
 import jax, numpy as np
 from if_jax import parallel
 from if_jax.ops import onednn
@@ -142,10 +187,13 @@ def step(kernel, x):
     x = onednn.conv2d(x, kernel, padding=1, relu=True)
   return jax.lax.psum(x.sum(), parallel.AXIS), x.sum((1, 2, 3))
 
-p_step = parallel.pmap_per_device(step, kept=False)
+p_step = parallel.pmap_per_device(step, keep=False)
+before = set(os.listdir(sys.argv[1]))
 images = np.random.default_rng(0).random((16, 32, 32, 8), np.float32)
 for _ in range(50):
   total, sums = p_step(parallel.replicate(kernel), parallel.shard(images))
+ours = [name for name in set(os.listdir(sys.argv[1])) - before if name.startswith('jit__fun')]
+assert not ours, ours
 print(float(total), np.asarray(sums).ravel().tolist())
 """
 
@@ -155,10 +203,10 @@ def test_devices_side_by_side_and_nothing_on_disk(monkeypatch, tmp_path):
   """Eight of them share the threads of two cores, and none waits for ever."""
   results = []
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  monkeypatch.delenv('PYTHONWARNINGS', raising=False)
   for count in (1, 8):
     monkeypatch.setenv('XLA_FLAGS', f'--xla_force_host_platform_device_count={count}')
-    total, sums = run_python('-W', 'error', '-c', PROGRAM).stdout.split(maxsplit=1)
+    total, sums = run_python('-W', 'error', '-c', PROGRAM, str(tmp_path)).stdout.split(maxsplit=1)
     results.append((float(total), json.loads(sums)))
   np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
   assert results[0][1] == results[1][1]
-  assert not any('jit_step' in path.name or 'pmap' in path.name for path in tmp_path.iterdir())

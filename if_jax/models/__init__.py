@@ -117,7 +117,8 @@ def create_model(
     remat: recompute activations in the backward pass: less memory, about a third more time.
     axis_name: of the devices over which batch statistics are taken; None: each device alone.
     scales: `ocrnet48_hms` only: ratios of the image's size in evaluation, 1.0 among them.
-    onednn: convolutions by `if_jax.ops.onednn`: faster on x86 CPUs, for evaluation in float32.
+    onednn: convolutions by `if_jax.ops.onednn`: on x86 CPUs, for evaluation in float32, without
+      gradients, vmap or export. Compile within `if_jax.compilation_cache.not_kept`.
   Returns:
     A Flax Linen module: `variables = model.init(rng, image)`, `model.apply(variables, image)`.
   Raises:

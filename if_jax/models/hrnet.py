@@ -7,7 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from if_jax.models.layers import BasicBlock, Bottleneck, ConvNorm, ModuleDef, conv_norm
+from if_jax.models.layers import (
+  BasicBlock,
+  Bottleneck,
+  ConvNorm,
+  ModuleDef,
+  add_relu,
+  conv_norm,
+)
 from if_jax.ops.resize import resize_bilinear
 
 
@@ -99,10 +106,11 @@ class ExchangeModule(nn.Module):
       for j in range(self.blocks):
         x = BasicBlock(self.conv, self.norm, name=f'branch{i}_{j}')(x, train)
       branches[i] = x
-    return [
-      nn.relu(sum(self._exchange(x, j, i, branches[i], train) for j, x in enumerate(branches)))
-      for i in range(len(branches))
-    ]
+    results = []
+    for i, like in enumerate(branches):
+      *parts, last = (self._exchange(x, j, i, like, train) for j, x in enumerate(branches))
+      results.append(add_relu(sum(parts), last))
+    return results
 
   def _exchange(self, x, source, target, like, train):
     """Brings branch `source` to the width and size of branch `target`, those of `like`."""

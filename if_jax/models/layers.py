@@ -28,7 +28,7 @@ LOGITS_INIT = nn.initializers.normal(0.001)
 class Conv(nn.Module):
   """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`.
 
-  With `onednn` it runs by `if_jax.ops.onednn`, where this works, and has no gradients.
+  With `onednn` it runs by `if_jax.ops.onednn`.
   """
 
   features: int
@@ -40,34 +40,39 @@ class Conv(nn.Module):
   kernel_init: nn.initializers.Initializer = HE_INIT
   onednn: bool = False
 
-  @nn.compact
-  def __call__(
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel, bias = self._entries(x.shape[-1])
+    if self.onednn:
+      return self._by_onednn(x, kernel, bias)
+    x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self._pixels())
+    return x if bias is None else x + bias.astype(self.dtype)
+
+  def normalized(
     self,
     x: jax.Array,
-    *,
-    multiplier: jax.Array | None = None,
-    offset: jax.Array | None = None,
-    residual: jax.Array | None = None,
-    relu: bool = False,
+    multiplier: jax.Array,
+    offset: jax.Array,
+    residual: jax.Array | None,
+    relu: bool,
   ) -> jax.Array:
-    """Convolves; what the keywords add, per channel and then per value, is for oneDNN."""
+    """`multiplier * conv(x) + offset`, plus `residual`, then ReLU, in one call of oneDNN."""
+    kernel, bias = self._entries(x.shape[-1])
+    bias = offset if bias is None else bias * multiplier + offset
+    return self._by_onednn(x, kernel * multiplier, bias, residual, relu=relu)
+
+  @nn.compact
+  def _entries(self, channels):
     k = self.kernel_size
-    shape = (k, k, x.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
-    padding = k // 2 if self.padding is None else self.padding
-    bias = None
-    if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
-    x = x.astype(self.dtype)
-    if self.onednn:
-      if multiplier is not None and offset is not None:
-        kernel = kernel * multiplier
-        bias = offset if bias is None else bias * multiplier + offset
-      return onednn.conv2d(
-        x, kernel, bias, residual, stride=self.stride, padding=padding, relu=relu
-      )
-    x = conv2d(x, kernel, self.stride, padding)
-    return x if bias is None else x + bias
+    kernel = self.param('kernel', self.kernel_init, (k, k, channels, self.features))
+    zeros = nn.initializers.zeros
+    return kernel, self.param('bias', zeros, (self.features,)) if self.use_bias else None
+
+  def _by_onednn(self, x, *operands, **options):
+    operands = (None if y is None else y.astype(self.dtype) for y in (x, *operands))
+    return onednn.conv2d(*operands, stride=self.stride, padding=self._pixels(), **options)
+
+  def _pixels(self):
+    return self.kernel_size // 2 if self.padding is None else self.padding
 
 
 class BatchNorm(nn.Module):
@@ -128,6 +133,30 @@ def _affine(scale, bias, mean, var):
   return multiplier, bias - mean * multiplier
 
 
+@jax.custom_vjp
+def add_relu(x: jax.Array, y: jax.Array) -> jax.Array:
+  """`relu(x + y)`, to the bit, which XLA's CPU backend computes once. Reverse mode only.
+
+  As it stands, a ReLU counts as so cheap there that it is computed anew for each of its uses, the
+  sum with it, and so are the sums of the blocks before that it is made of, through a whole branch.
+  An addition that ends in two large arrays is not.
+  """
+  return x + jnp.maximum(y, -x)
+
+
+def _add_relu_forward(x, y):
+  out = add_relu(x, y)
+  return out, out
+
+
+def _add_relu_backward(out, gradient):
+  gradient = jnp.where(out > 0, gradient, 0)
+  return gradient, gradient
+
+
+add_relu.defvjp(_add_relu_forward, _add_relu_backward)
+
+
 def conv_norm(
   conv: Conv,
   norm: BatchNorm,
@@ -139,12 +168,17 @@ def conv_norm(
 ) -> jax.Array:
   """A convolution, its normalisation, what is added to it, and ReLU: by oneDNN in one go."""
   if conv.onednn and not train:
-    multiplier, offset = norm.affine(conv.features)
-    return conv(x, multiplier=multiplier, offset=offset, residual=residual, relu=relu)
+    return conv.normalized(x, *norm.affine(conv.features), residual, relu)
   x = norm(conv(x), train)
   if residual is not None:
-    x = x + residual
+    return add_relu(x, residual) if relu else x + residual
   return nn.relu(x) if relu else x
+
+
+def check_mode(model: nn.Module, train: bool) -> None:
+  """Raises ValueError if a network that is for evaluation alone is to train."""
+  if train and model.onednn:
+    raise ValueError('a network with onednn=True has no gradients; make one without it to train')
 
 
 class ConvNorm(nn.Module):

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 
 from if_jax.models.heads import ConvHead, enlarge_logits, enlarge_probability
 from if_jax.models.hrnet import HRNet, HRNetSpec
-from if_jax.models.layers import LOGITS_INIT, BatchNorm, Conv, ConvNorm, Dtype, ModuleDef
+from if_jax.models.layers import (
+  LOGITS_INIT,
+  BatchNorm,
+  Conv,
+  ConvNorm,
+  Dtype,
+  ModuleDef,
+  check_mode,
+)
 from if_jax.models.ocr import OCR
 from if_jax.ops.resize import resize_bilinear, scale_size
 
@@ -59,6 +67,7 @@ class MultiScaleSegmenter(nn.Module):
       'attention', by scale, float32 [B, h, w, 1] in (0, 1) at that scale's size. In training also
       'aux_logits' float32 [B, H, W, K] and 'scale_logits', by scale, float32 [B, H, W, K].
     """
+    check_mode(self, train)
     scales = TRAINING_SCALES if train else self.scales
     size = image.shape[1:3]
     outputs: dict[str, Any] = {'attention': {}, 'scale_logits': {}}

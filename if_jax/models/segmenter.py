@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from if_jax.models.heads import ConvHead, enlarge_logits, enlarge_probability
 from if_jax.models.hrnet import HRNet, HRNetSpec
-from if_jax.models.layers import LOGITS_INIT, BatchNorm, Conv, Dtype
+from if_jax.models.layers import LOGITS_INIT, BatchNorm, Conv, Dtype, check_mode
 from if_jax.models.ocr import OCR
 
 
@@ -26,7 +26,7 @@ class Segmenter(nn.Module):
     dtype: of the computation; parameters, statistics and outputs are float32.
     remat: recompute activations in the backward pass instead of keeping them.
     axis_name: of the devices over which batch statistics are taken; None: this device alone.
-    onednn: convolutions of evaluation by `if_jax.ops.onednn`.
+    onednn: convolutions by `if_jax.ops.onednn`, where it works; for evaluation alone.
   """
 
   backbone_spec: HRNetSpec
@@ -51,6 +51,7 @@ class Segmenter(nn.Module):
       'logits' float32 [B, H, W, K] and, with an edge head, 'edge_logits' float32 [B, H, W, 1];
       in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'.
     """
+    check_mode(self, train)
     size = image.shape[1:3]
     conv = functools.partial(Conv, dtype=self.dtype, onednn=self.onednn)
     norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)

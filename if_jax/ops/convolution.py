@@ -42,27 +42,22 @@ def _backward(stride, padding, residuals, gradient):
   gradient = jax.lax.optimization_barrier(gradient)
   x, kernel = residuals
   apply = functools.partial(conv2d.fun, stride=stride, padding=padding)
+  (x_gradient,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(gradient)
 
-  def by_xla(x, kernel, gradient):
-    (x_gradient,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(gradient)
-    (kernel_gradient,) = jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(gradient)
-    return x_gradient, kernel_gradient
+  def by_xla(x, gradient):
+    return jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(gradient)[0]
 
-  def by_products(x, kernel, gradient):
-    (x_gradient,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(gradient)
-    return x_gradient, products[shape](x, gradient)
-
-  products = {
+  by_product = {
     (1, 1, 0): _gradient_of_1x1,
     (3, 1, 1): _gradient_of_3x3,
     (3, 2, 1): _gradient_of_3x3_stride_2,
-  }
-  shape = kernel.shape[0], stride, padding
-  # Nine copies of x: not where it is the wide one.
-  too_wide = stride == 2 and kernel.shape[2] > 2 * kernel.shape[3]
-  if shape not in products or too_wide:
-    return by_xla(x, kernel, gradient)
-  return jax.lax.platform_dependent(x, kernel, gradient, cpu=by_products, default=by_xla)
+  }.get((kernel.shape[0], stride, padding))
+  # Nine copies of a wide x: 62 ms for 256 to 36 channels of 4 x 64 x 128, and 45 by XLA.
+  is_too_wide = stride == 2 and kernel.shape[2] > 2 * kernel.shape[3]
+  if by_product is None or is_too_wide:
+    return x_gradient, by_xla(x, gradient)
+  kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=by_product, default=by_xla)
+  return x_gradient, kernel_gradient
 
 
 conv2d.defvjp(_forward, _backward)

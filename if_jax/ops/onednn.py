@@ -21,20 +21,21 @@ import jaxlib
 # versions of jaxlib with which `conv2d` was compared with XLA's, of all kernel sizes and strides.
 KNOWN_VERSIONS = (
   '0.10.0', '0.10.1', '0.10.2', '0.11.0', '0.11.1', '0.11.2', '0.12.0', '0.12.0.1',
-)
-# From which number on; they save 0.03 s each (hrnet16_slim, 512 x 1024) to seconds (ocrnet48), and
-# compiling takes 4 s or more.
-MANY_IMAGES = 50
-# 'off' in the environment: never.
+)  # fmt: skip
+# So many are worth compiling anew: it takes 4 s, and saves from 0.03 s an image (hrnet16_slim,
+# 512 x 1024) to 1 s (ocrnet48).
+MANY_IMAGES = 150
+# 'off' or 0 in the environment: never.
 SWITCH = 'IF_JAX_ONEDNN'
 
 
 def why_not(dtype: jax.typing.DTypeLike = jnp.float32) -> str | None:
   """Says in words why `conv2d` does not work, here and with this dtype; None: it does."""
-  if dtype != jnp.float32:
+  if jnp.dtype(dtype) != jnp.float32:
     return f'it computes in float32, not {jnp.dtype(dtype).name}'
-  if os.environ.get(SWITCH) == 'off':
-    return f'{SWITCH} is off'
+  switch = os.environ.get(SWITCH, '')
+  if switch.lower() in ('off', '0', 'false', 'no'):
+    return f'{SWITCH} is {switch}'
   if jax.default_backend() != 'cpu':
     return f'it is for CPUs, and the backend is {jax.default_backend()}'
   if not sys.platform.startswith('linux') or platform.machine() != 'x86_64':
@@ -56,6 +57,8 @@ def conv2d(
 ) -> jax.Array:
   """A 2-D convolution with square kernel, and what follows it, in one call. No gradients.
 
+  Unlike XLA's, its ReLU makes 0 of what is not a number.
+
   Args:
     x: float32 [B, H, W, C].
     kernel: float32 [k, k, C, D].
@@ -66,9 +69,21 @@ def conv2d(
     relu: whether what is negative in the end becomes 0.
   Returns:
     float32 [B, H', W', D] with H' = (H + 2 * padding - k) // stride + 1.
+  Raises:
+    ValueError: shapes or dtypes that do not fit; they would end the process.
   """
-  k, _, _, features = kernel.shape
+  k, _, channels, features = kernel.shape
   height, width = ((side + 2 * padding - k) // stride + 1 for side in x.shape[1:3])
+  result = jax.ShapeDtypeStruct((x.shape[0], height, width, features), jnp.float32)
+  wanted = {
+    'x': (x, (*x.shape[:3], channels)),
+    'kernel': (kernel, (k, k, channels, features)),
+    'bias': (bias, (features,)),
+    'residual': (residual, result.shape),
+  }
+  for name, (array, shape) in wanted.items():
+    if array is not None and (array.shape != shape or array.dtype != jnp.float32):
+      raise ValueError(f'{name} must be float32 {shape}, got {array.dtype} {array.shape}')
   operands, steps = [x, kernel], []
   if bias is not None:
     operands.append(bias)
@@ -100,7 +115,7 @@ def conv2d(
   }
   call = jax.ffi.ffi_call(
     '__onednn$convolution',
-    jax.ShapeDtypeStruct((x.shape[0], height, width, features), x.dtype),
+    result,
     # With these, XLA takes the text for its own configuration of the instruction.
     custom_call_api_version=2,
     legacy_backend_config=json.dumps({'onednn_conv_config': convolution}),
