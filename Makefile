@@ -11,9 +11,11 @@ VERSIONS ?= highest
 
 .PHONY: demo test lint compatibility clean
 
-# A short training on street scenes that we draw, its evaluation, and pictures to look at.
+# A short training on street scenes that we draw, from the weights of the package, its evaluation,
+# and pictures to look at.
 demo: $(VENV)/installed
-	$(TWO_DEVICES) $(PY) main.py --mode=train --config=configs/demo.py --workdir=$(DEMO)
+	$(TWO_DEVICES) $(PY) main.py --mode=train --config=configs/demo.py --workdir=$(DEMO) \
+	  --config.init_from=hrnet16_slim_camvid
 	$(PY) main.py --mode=evaluate --config=configs/demo.py --workdir=$(DEMO)
 	@echo 'Look at $(DEMO)/report.html and $(DEMO)/evaluation/report.html'
 
