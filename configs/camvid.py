@@ -3,9 +3,9 @@
 python main.py --mode=train --config=configs/camvid.py --workdir=runs/camvid \
   --config.data.root=/data/camvid
 
-As many crops as 35 epochs have, from random weights; docs/results.md says how long it takes and
-what comes of it. On CPUs, two forced devices (XLA_FLAGS=--xla_force_host_platform_device_count=2)
-keep both cores busy.
+As many crops as 35 epochs have, from random weights; docs/train.md says how long it takes, and
+docs/results.md what its losses do. On CPUs, two forced devices
+(XLA_FLAGS=--xla_force_host_platform_device_count=2) keep both cores busy.
 """
 
 from ml_collections import ConfigDict
