@@ -135,7 +135,7 @@ def _affine(scale, bias, mean, var):
 
 @jax.custom_vjp
 def add_relu(x: jax.Array, y: jax.Array) -> jax.Array:
-  """`relu(x + y)`, to the bit, which XLA's CPU backend computes once. Reverse mode only.
+  """`relu(x + y)` of finite numbers, which XLA's CPU backend computes once. Reverse mode only.
 
   As it stands, a ReLU counts as so cheap there that it is computed anew for each of its uses, the
   sum with it, and so are the sums of the blocks before that it is made of, through a whole branch.
