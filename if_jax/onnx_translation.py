@@ -264,6 +264,7 @@ _RULES = {
   'logistic': _unary('Sigmoid'),
   'max': _maximum,
   'mul': _multiply,
+  'neg': _unary('Neg'),
   'reduce_max': _reduction('ReduceMax'),
   'reduce_sum': _reduction('ReduceSum'),
   'reshape': _reshape,

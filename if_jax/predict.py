@@ -85,7 +85,7 @@ class Predictor:
       outputs = predict(model, variables, images, looks)
       return (), outputs | {'label': outputs['label'].astype(np.uint8)}
 
-    self._p_step = parallel.pmap_per_device(step, keep=not model.onednn)
+    self._p_step = parallel.pmap_per_device(step, keep=not getattr(model, 'onednn', False))
 
   def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
     """Segments one image.
