@@ -20,7 +20,7 @@ from if_jax.configs.default import get_config as get_defaults
 from if_jax.data.datasets import Dataset
 from if_jax.data.pipeline import eval_examples
 from if_jax.html_report import Gallery, write_evaluation_report
-from if_jax.inference import for_many_images, predict
+from if_jax.inference import can_be_kept, for_many_images, predict
 from if_jax.metrics import BoundaryMetrics, confusion_matrix, iou_from_confusion
 from if_jax.outputs import SHEET_TITLES, check_kinds, save_outputs, sheet_row
 from if_jax.report import Progress, contact_sheet, introduce, print_table
@@ -64,7 +64,7 @@ class Evaluator:
       outputs['label'] = outputs['label'].astype(np.uint8)
       return jax.lax.psum(confusion, parallel.AXIS), outputs
 
-    self._p_step = parallel.pmap_per_device(step, keep=not getattr(model, 'onednn', False))
+    self._p_step = parallel.pmap_per_device(step, keep=can_be_kept(model))
 
   def __call__(
     self,

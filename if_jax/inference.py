@@ -56,6 +56,11 @@ def for_many_images(model: nn.Module, num_images: int) -> nn.Module:
   return model.clone(onednn=True)
 
 
+def can_be_kept(model: nn.Module) -> bool:
+  """Whether a compiled program of this network can be kept on disk."""
+  return not getattr(model, 'onednn', False)
+
+
 def predict(
   model: nn.Module,
   variables: Mapping,

@@ -17,7 +17,7 @@ from if_jax import parallel
 from if_jax.data.decode import decode_image
 from if_jax.data.pairs import IMAGE_ENDINGS, find_files
 from if_jax.evaluate import by_size
-from if_jax.inference import for_many_images, predict
+from if_jax.inference import can_be_kept, for_many_images, predict
 from if_jax.outputs import KINDS, check_kinds, draw_output, save_outputs
 from if_jax.report import Progress, introduce
 from if_jax.settings import looks_from_config, model_from_card, weights_folder
@@ -85,7 +85,7 @@ class Predictor:
       outputs = predict(model, variables, images, looks)
       return (), outputs | {'label': outputs['label'].astype(np.uint8)}
 
-    self._p_step = parallel.pmap_per_device(step, keep=not getattr(model, 'onednn', False))
+    self._p_step = parallel.pmap_per_device(step, keep=can_be_kept(model))
 
   def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
     """Segments one image.

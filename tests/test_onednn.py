@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from if_jax.configs.default import get_config
 from processes import run_python
 
-from if_jax import inference
 from if_jax.compilation_cache import not_kept
 from if_jax.data.streets import draw
 from if_jax.inference import for_many_images
@@ -142,8 +141,8 @@ def test_a_predictor_gives_the_same_for_many_images_as_for_one(looks):
 @works
 def test_many_images_are_worth_it_and_few_are_not():
   model = create_model('hrnet16_slim')
-  assert for_many_images(model, inference.onednn.MANY_IMAGES).onednn
-  assert not for_many_images(model, inference.onednn.MANY_IMAGES - 1).onednn
+  assert for_many_images(model, onednn.MANY_IMAGES).onednn
+  assert not for_many_images(model, onednn.MANY_IMAGES - 1).onednn
   assert not for_many_images(create_model('hrnet16_slim', dtype=jnp.bfloat16), 1000).onednn
 
 
