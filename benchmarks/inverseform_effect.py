@@ -65,6 +65,10 @@ SETTINGS = {
   'inverseform_full': Setting(
     'with the whole gradient, also what moves nothing', {'loss.gradient': 'full'}
   ),
+  'inverseform_classes': Setting(
+    'on the boundaries between the predicted classes in place of those of the edge head',
+    {'loss.inverseform_on': 'classes'},
+  ),
   'inverseform_late': Setting(
     'in the second half of the training only, when there are boundaries to move',
     {'loss.inverseform_start': 0.5},

@@ -116,6 +116,9 @@ def get_config() -> ConfigDict:
   # motion: the InverseForm term only moves boundaries; full: it also draws what pleases the inverse
   # network; as_released: nothing learns from it.
   config.loss.gradient = 'motion'
+  # The boundaries that the InverseForm term judges: those of the edge_head, or those between the
+  # predicted classes.
+  config.loss.inverseform_on = 'edge_head'
   # Share of the steps that are taken before the InverseForm term counts.
   config.loss.inverseform_start = 0.0
   # Transform parameters: 4 (shifts and scales), 6 (affine) or 8 (homography). 0: as trained.

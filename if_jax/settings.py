@@ -50,7 +50,8 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
     raise ValueError(f'config.loss.inverseform_start={start}; give 0 (at once) to below 1')
   weights = LossWeights(**config.loss.weights)
   inverse_net = None
-  if weights.inverseform and config.loss.inversenet and config.model.edge_head:
+  has_boundaries = config.model.edge_head or config.loss.inverseform_on == 'classes'
+  if weights.inverseform and config.loss.inversenet and has_boundaries:
     num_outputs = config.loss.num_outputs or None
     inverse_net = Partial(*load_inversenet(config.loss.inversenet, num_outputs=num_outputs))
   loss_fn = functools.partial(
@@ -62,6 +63,7 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
     tile_size=config.loss.tile_size,
     distance=config.loss.distance,
     gradient=config.loss.gradient,
+    inverseform_on=config.loss.inverseform_on,
     inverseform_from=round(start * config.train.num_steps),
     axis_name=axis_name,
   )

@@ -19,7 +19,7 @@ from if_jax.losses import (
   ohem_cross_entropy,
   rmi,
 )
-from if_jax.ops.boundaries import boundary_map
+from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 
 SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
 GRID = {'tile_rows': 1, 'tile_columns': 2}
@@ -213,6 +213,27 @@ def test_the_gradient_is_that_of_inverseform():
   joint = jax.grad(lambda x: _joint(weights=weights, **options)(outputs | x, labels)[0])
   found = joint({'edge_logits': outputs['edge_logits']})['edge_logits']
   np.testing.assert_allclose(found, jax.grad(term)(outputs['edge_logits']), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize('names', [(), ('edge_logits',)])
+def test_on_classes_inverseform_judges_what_the_logits_say(names):
+  outputs, labels = _outputs(*names), _labels()
+  edges, valid = boundary_map(labels, num_classes=4), (labels < 4)[..., None]
+  weights = LossWeights(segmentation=0, boundary=0, attention=0)
+  options = {'tile_size': 16, **GRID}
+
+  def term(logits):
+    soft = soft_boundary_map(jax.nn.softmax(logits))
+    total, count = inverseform(
+      jax.scipy.special.logit(soft), edges, _inverse_net, valid=valid, **options
+    )
+    return 0.3 * total / count
+
+  joint = _joint(weights=weights, inverseform_on='classes', **options)
+  found = jax.grad(lambda x: joint(outputs | {'logits': x}, labels)[0])(outputs['logits'])
+  expected = jax.grad(term)(outputs['logits'])
+  assert jnp.linalg.norm(expected) > 1e-4
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
 
 
 def test_before_its_step_inverseform_is_but_measured():

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from scipy.ndimage import gaussian_filter
 
 from if_jax.ops.blur import gaussian_blur
-from if_jax.ops.boundaries import boundary_map
+from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 from if_jax.ops.convolution import conv2d
 from if_jax.ops.resize import _weights, resize_bilinear
 from if_jax.ops.warp import affine_warp, homography_warp
@@ -206,6 +206,33 @@ def test_boundary_map_matches_brute_force(radius):
 def test_no_boundary_at_the_frame_or_at_ignored_pixels():
   labels = jnp.full((1, 9, 9), 7).at[:, 3:6, 3:6].set(255)
   np.testing.assert_array_equal(boundary_map(labels), 0)
+
+
+@pytest.mark.parametrize(('size', 'radius'), [((40, 50), 1), ((40, 50), 3), ((2, 9), 4)])
+def test_soft_boundaries_of_certain_classes_are_the_boundary_map(size, radius):
+  labels = jnp.asarray(BOUNDARIES['labels'][None, -size[0] :, -size[1] :] % 19, jnp.int32)
+  soft = soft_boundary_map(jax.nn.one_hot(labels, 19), radius=radius)
+  np.testing.assert_array_equal(soft, boundary_map(labels, radius=radius))
+  assert soft.any()
+
+
+def test_a_soft_boundary_is_the_largest_difference_within_the_radius():
+  probabilities = np.random.RandomState(6).dirichlet(np.ones(4), (7, 8)).astype(np.float32)
+  expected = np.zeros((7, 8))
+  for y, x, v, u in np.ndindex(7, 8, 7, 8):
+    if (v - y) ** 2 + (u - x) ** 2 <= 4:
+      difference = np.abs(probabilities[y, x] - probabilities[v, u]).sum() / 2
+      expected[y, x] = max(expected[y, x], difference)
+  inputs = jnp.asarray(probabilities)[None]
+  np.testing.assert_allclose(soft_boundary_map(inputs)[0, ..., 0], expected, atol=1e-6)
+  check_grads(soft_boundary_map, (inputs,), order=1, modes=['rev'], eps=1e-3)
+
+
+def test_soft_boundaries_name_a_wrong_shape():
+  with pytest.raises(ValueError, match=r'probabilities must be \[B, H, W, K\], got \(3, 4, 5\)'):
+    soft_boundary_map(jnp.zeros((3, 4, 5)))
+  with pytest.raises(ValueError, match='radius must be at least 1 pixel, got 0'):
+    soft_boundary_map(jnp.zeros((1, 3, 4, 5)), radius=0)
 
 
 def test_blur_matches_scipy_for_each_map_by_its_own_sigma():

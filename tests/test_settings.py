@@ -62,6 +62,7 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
   config.loss.tile_rows = 2
   config.loss.tile_size = 64
   config.loss.gradient = 'full'
+  config.loss.inverseform_on = 'classes'
   config.loss.inverseform_start = 0.25
   config.train.num_steps = 1000
   config.loss.weights.attention = 0.7
@@ -82,6 +83,7 @@ def test_the_loss_is_the_joint_loss_as_configured(loaded, monkeypatch):
     'tile_size': 64,
     'distance': 'geodesic',
     'gradient': 'full',
+    'inverseform_on': 'classes',
     'inverseform_from': 250,
     'axis_name': 'devices',
   }

@@ -19,7 +19,7 @@ from if_jax.losses.inverseform import (
   inverseform_as_released,
 )
 from if_jax.losses.rmi import rmi
-from if_jax.ops.boundaries import boundary_map
+from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 
 # A loss's sum on this device and what it is a mean over.
 SumAndCount = tuple[jax.Array, jax.Array]
@@ -44,6 +44,23 @@ INVERSEFORM_LOSSES: dict[str, Callable[..., SumAndCount]] = {
   **{name: functools.partial(inverseform, gradient=name) for name in GRADIENTS},
   'as_released': _as_released,
 }
+
+
+
+def _edge_head(logits, edge_logits, radius):
+  del logits, radius
+  return edge_logits
+
+
+def _classes(logits, edge_logits, radius):
+  """Of the boundaries between the classes that the logits say."""
+  del edge_logits
+  boundary = soft_boundary_map(jax.nn.softmax(logits.astype(jnp.float32)), radius=radius)
+  return jax.scipy.special.logit(jnp.clip(boundary, 1e-6, 1 - 1e-6))
+
+
+# Name of predicted boundaries -> (logits, edge_logits, radius) to their logits [B, H, W, 1].
+PREDICTED_BOUNDARIES = {'edge_head': _edge_head, 'classes': _classes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +107,7 @@ def joint_loss(
   tile_size: int = 224,
   distance: str = 'euclidean',
   gradient: str = 'motion',
+  inverseform_on: str = 'edge_head',
   inverseform_from: int = 0,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -113,6 +131,8 @@ def joint_loss(
     distance: of `inverseform`, 'euclidean' or 'geodesic'.
     gradient: of `inverseform`, 'motion' or 'full'; or 'as_released': `inverseform_as_released` in
       its place, from which nothing is learnt.
+    inverseform_on: which boundaries `inverseform` judges: those of the 'edge_head', or those between
+      the predicted 'classes' (`soft_boundary_map`).
     inverseform_from: step from which `inverseform` counts in the total; before, it is but measured.
     axis_name: of the devices that hold the rest of the batch.
   Returns:
@@ -128,6 +148,7 @@ def joint_loss(
   segmentation_fn = choose('segmentation loss', segmentation, SEGMENTATION_LOSSES)
   choose('distance', distance, DISTANCES)
   inverseform_fn = choose('gradient', gradient, INVERSEFORM_LOSSES)
+  predicted_fn = choose('predicted boundaries', inverseform_on, PREDICTED_BOUNDARIES)
   num_classes = outputs['logits'].shape[-1]
   edges = boundary_map(labels, radius=boundary_radius, num_classes=num_classes)
   labelled = ((labels >= 0) & (labels < num_classes))[..., None]
@@ -149,6 +170,7 @@ def joint_loss(
     weights=weights,
     segmentation_fn=segmentation_fn,
     inverse_fn=inverse_fn,
+    predicted_fn=functools.partial(predicted_fn, radius=boundary_radius),
     inverseform_weight=jnp.where(step < inverseform_from, 0, weights.inverseform),
     axis_name=axis_name,
   )
@@ -174,22 +196,22 @@ def _terms(
   weights: LossWeights,
   segmentation_fn: Callable[..., SumAndCount],
   inverse_fn: Callable[..., SumAndCount] | None,
+  predicted_fn: Callable[..., jax.Array | None],
   inverseform_weight: jax.Array,
   axis_name: str | None,
 ) -> Terms:
   """Name -> (weight, (sum, count)) of one pair of outputs."""
   segmentation = segmentation_fn(logits, labels, axis_name=axis_name)
   terms: Terms = {'segmentation': (weights.segmentation, segmentation)}
-  if edge_logits is None:
-    return terms
-  if weights.boundary:
+  if edge_logits is not None and weights.boundary:
     boundary = boundary_bce(edge_logits, edges, valid=labelled, axis_name=axis_name)
     terms['boundary'] = weights.boundary, boundary
-  if weights.attention:
+  if edge_logits is not None and weights.attention:
     attention = edge_attention(logits, labels, edge_logits, axis_name=axis_name)
     terms['attention'] = weights.attention, attention
-  if inverse_fn is not None:
-    terms['inverseform'] = inverseform_weight, inverse_fn(edge_logits, edges, valid=labelled)
+  predicted = predicted_fn(logits, edge_logits)
+  if inverse_fn is not None and predicted is not None:
+    terms['inverseform'] = inverseform_weight, inverse_fn(predicted, edges, valid=labelled)
   return terms
 
 

@@ -1,4 +1,4 @@
-"""Boundary maps of label maps, made on the device."""
+"""Boundary maps of label maps and of class probabilities, made on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +58,45 @@ def boundary_map(
           differs &= (labels != IGNORE) & (other != IGNORE)
         boundary |= differs
   return boundary[..., None].astype(jnp.float32)
+
+
+def soft_boundary_map(probabilities: jax.Array, *, radius: int = 2) -> jax.Array:
+  """How much the class probabilities of a pixel differ from those within `radius`, at most.
+
+  The differentiable counterpart of `boundary_map`, and equal to it where the probabilities are 0
+  and 1: it lets a loss on boundaries act on the classes of a network without an edge head.
+  Probabilities differ by their total variation, half the sum of absolute differences.
+
+  Args:
+    probabilities: float [B, H, W, K], K of a pixel add up to 1.
+    radius: pixels.
+  Returns:
+    [B, H, W, 1] in [0, 1], of the same dtype.
+  Raises:
+    ValueError: at trace time, if `probabilities` has not four axes or `radius` is not positive.
+  Example:
+    >>> probabilities = jax.nn.one_hot(jnp.array([[[0, 0, 0, 1, 1, 1]]]), 2)
+    >>> soft_boundary_map(probabilities, radius=1)[0, 0, :, 0].tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    >>> soft_boundary_map(0.6 * probabilities + 0.2, radius=1).max().item()
+    0.6000000238418579
+
+  """
+  if probabilities.ndim != 4:
+    raise ValueError(f'probabilities must be [B, H, W, K], got {probabilities.shape}')
+  if radius < 1:
+    raise ValueError(f'radius must be at least 1 pixel, got {radius}')
+  height, width = probabilities.shape[1:3]
+  boundary = jnp.zeros(probabilities.shape[:3], probabilities.dtype)
+  # Each pair of pixels once: the other half of the disc has the same pairs.
+  for dy in range(min(radius + 1, height)):
+    for dx in range(-radius, radius + 1):
+      if (dy, dx) <= (0, 0) or dy * dy + dx * dx > radius * radius or abs(dx) >= width:
+        continue
+      left, right = max(0, -dx), max(0, dx)
+      here = probabilities[:, : height - dy, left : width - right]
+      there = probabilities[:, dy:, right : width - left]
+      difference = jnp.sum(jnp.abs(here - there), axis=-1) / 2
+      for rows, columns in (((0, dy), (left, right)), ((dy, 0), (right, left))):
+        boundary = jnp.maximum(boundary, jnp.pad(difference, ((0, 0), rows, columns)))
+  return boundary[..., None]
