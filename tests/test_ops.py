@@ -210,8 +210,9 @@ def test_no_boundary_at_the_frame_or_at_ignored_pixels():
 
 @pytest.mark.parametrize(('size', 'radius'), [((40, 50), 1), ((40, 50), 3), ((2, 9), 4)])
 def test_soft_boundaries_of_certain_classes_are_the_boundary_map(size, radius):
-  labels = jnp.asarray(BOUNDARIES['labels'][None, -size[0] :, -size[1] :] % 19, jnp.int32)
-  soft = soft_boundary_map(jax.nn.one_hot(labels, 19), radius=radius)
+  labels = np.random.RandomState(6).randint(0, 3, (1, *size)).repeat(2, axis=1).repeat(2, axis=2)
+  labels = jnp.asarray(labels[:, : size[0], : size[1]])
+  soft = soft_boundary_map(jax.nn.one_hot(labels, 3), radius=radius)
   np.testing.assert_array_equal(soft, boundary_map(labels, radius=radius))
   assert soft.any()
 
@@ -225,7 +226,7 @@ def test_a_soft_boundary_is_the_largest_difference_within_the_radius():
       expected[y, x] = max(expected[y, x], difference)
   inputs = jnp.asarray(probabilities)[None]
   np.testing.assert_allclose(soft_boundary_map(inputs)[0, ..., 0], expected, atol=1e-6)
-  check_grads(soft_boundary_map, (inputs,), order=1, modes=['rev'], eps=1e-3)
+  check_grads(soft_boundary_map, (inputs,), order=1, modes=['rev'], eps=1e-4, rtol=0.01)
 
 
 def test_soft_boundaries_name_a_wrong_shape():

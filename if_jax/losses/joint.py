@@ -131,8 +131,8 @@ def joint_loss(
     distance: of `inverseform`, 'euclidean' or 'geodesic'.
     gradient: of `inverseform`, 'motion' or 'full'; or 'as_released': `inverseform_as_released` in
       its place, from which nothing is learnt.
-    inverseform_on: which boundaries `inverseform` judges: those of the 'edge_head', or those between
-      the predicted 'classes' (`soft_boundary_map`).
+    inverseform_on: whose boundaries `inverseform` judges: those of the 'edge_head', or between the
+      predicted 'classes' (`soft_boundary_map`).
     inverseform_from: step from which `inverseform` counts in the total; before, it is but measured.
     axis_name: of the devices that hold the rest of the batch.
   Returns:
