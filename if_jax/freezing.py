@@ -7,10 +7,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
 from flax.traverse_util import flatten_dict, path_aware_map
 
 from if_jax.models.layers import BatchNorm
+from if_jax.packing import is_within
 
 
 def check_frozen(params: Mapping[str, Any], frozen: tuple[str, ...]) -> None:
@@ -31,26 +31,10 @@ def check_frozen(params: Mapping[str, Any], frozen: tuple[str, ...]) -> None:
       )
 
 
-def freeze_updates(
-  optimizer: optax.GradientTransformation, frozen: tuple[str, ...]
-) -> optax.GradientTransformation:
-  """The optimiser for what is not frozen; the frozen parameters do not even decay.
-
-  Args:
-    optimizer: its state then holds nothing for frozen parameters.
-    frozen: as in `check_frozen`.
-  """
-
-  def kinds(params):
-    return path_aware_map(lambda path, _: 'frozen' if _within(path, frozen) else 'free', params)
-
-  return optax.partition({'free': optimizer, 'frozen': optax.set_to_zero()}, kinds)
-
-
 def stop_gradients(params: Mapping[str, Any], frozen: tuple[str, ...]) -> Mapping[str, Any]:
   """The same parameters, through the frozen of which no gradient is computed."""
   return path_aware_map(
-    lambda path, x: jax.lax.stop_gradient(x) if _within(path, frozen) else x, params
+    lambda path, x: jax.lax.stop_gradient(x) if is_within(path, frozen) else x, params
   )
 
 
@@ -63,14 +47,10 @@ def running_statistics(frozen: tuple[str, ...]) -> Iterator[None]:
 
   def intercept(call, arguments, options, context):
     is_norm = isinstance(context.module, BatchNorm) and context.method_name == '__call__'
-    if is_norm and _within(context.module.path, frozen):
+    if is_norm and is_within(context.module.path, frozen):
       x, _ = arguments
       return call(x, False)
     return call(*arguments, **options)
 
   with nn.intercept_methods(intercept):
     yield
-
-
-def _within(path: tuple[Any, ...], frozen: tuple[str, ...]) -> bool:
-  return any(path[: name.count('/') + 1] == tuple(name.split('/')) for name in frozen)

@@ -18,7 +18,7 @@ from if_jax.data.augment import Augmentation
 from if_jax.data.class_uniform import class_centroids
 from if_jax.data.pipeline import train_batches
 from if_jax.evaluate import Evaluator
-from if_jax.freezing import check_frozen, freeze_updates
+from if_jax.freezing import check_frozen
 from if_jax.html_report import (
   REPORT_FILE,
   Gallery,
@@ -75,7 +75,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     momentum=config.optimizer.momentum,
     weight_decay=config.optimizer.weight_decay,
   )
-  optimizer = freeze_updates(optimizer, config.train.freeze)
   loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.AXIS))
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
@@ -211,13 +210,10 @@ def initial_state(
   if config.init_from:
     variables = merge_weights(variables, load_weights(config.init_from)[0], config.init_from)
   check_frozen(variables['params'], config.train.freeze)
-  return TrainState(
-    step=np.zeros((), np.int32),
-    params=variables['params'],
-    batch_stats=variables['batch_stats'],
-    opt_state=parallel.fetch(optimizer.init(variables['params'])),
-    average=variables if config.train.ema_decay else None,
+  state = TrainState.create(
+    variables, optimizer, frozen=config.train.freeze, averaged=config.train.ema_decay > 0
   )
+  return parallel.fetch(state)
 
 
 def _check(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ import optax
 from if_jax.freezing import running_statistics, stop_gradients
 from if_jax.guard import skip_unless_finite
 from if_jax.ops.normalize import normalize
+from if_jax.packing import pack, unpack
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -22,7 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
     step: int32, how many were taken.
     params: as optimised.
     batch_stats: running statistics of batch normalisation.
-    opt_state: of the optimiser.
+    opt_state: of the optimiser, for parameters as `if_jax.packing.pack` gives them.
     average: of the params and batch_stats over the last steps, or None.
     skipped: int32, how many of the steps changed nothing, because something was not finite.
   """
@@ -33,6 +34,32 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
   average: Any = None
   skipped: jax.Array | np.int32 = np.int32(0)
+
+  @classmethod
+  def create(
+    cls,
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    frozen: tuple[str, ...] = (),
+    averaged: bool = False,
+  ) -> 'TrainState':
+    """The state before the first step.
+
+    Args:
+      variables: 'params' and 'batch_stats'.
+      optimizer: of `make_optimizer`.
+      frozen: as in `train_step`.
+      averaged: whether a moving average is kept.
+    """
+    params = jax.eval_shape(lambda tree: pack(tree, frozen), variables['params'])
+    return cls(
+      step=np.zeros((), np.int32),
+      params=variables['params'],
+      batch_stats=variables['batch_stats'],
+      opt_state=optimizer.init(params),
+      average=variables if averaged else None,
+    )
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -74,11 +101,11 @@ def train_step(
       before. An argument, not a constant: a `jax.tree_util.Partial` carries the inverse network's
       parameters, up to 400 MB.
     model: of `create_model`, with the same `axis_name`.
-    optimizer: of `make_optimizer`, and of `freeze_updates` if anything is frozen.
+    optimizer: of `make_optimizer`.
     seed: of dropout.
     accumulation: into how many parts B is cut; they must be of equal size.
     ema_decay: of `state.average`, see `moving_average`; unused where that is None.
-    frozen: paths of modules that stay as they are, see `check_frozen`.
+    frozen: paths of modules that stay as they are, see `check_frozen`; they do not even decay.
     axis_name: of the devices; None: this one holds the whole batch.
   Returns:
     (the next state, {term: its mean over the whole batch}); 'loss' is the weighted sum,
@@ -105,22 +132,50 @@ def train_step(
     gradients, (metrics, batch_stats) = gradients_of(state.params, state.batch_stats, batch, rng)
   else:
     gradients, metrics, batch_stats = _accumulate(gradients_of, state, batch, rng, accumulation)
+  gradients = pack(gradients, frozen)
   if axis_name is not None:
     gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
   metrics['gradient_norm'] = optax.tree.norm(gradients)
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  after = state.replace(
+  before = _packed(state, frozen)
+  updates, opt_state = optimizer.update(gradients, before.opt_state, before.params)
+  after = before.replace(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    batch_stats=batch_stats,
+    params=optax.apply_updates(before.params, updates),
+    batch_stats=pack(batch_stats),
     opt_state=opt_state,
   )
   if state.average is not None:
-    average = moving_average(state.average, after.variables, state.step, ema_decay)
+    average = moving_average(before.average, after.variables, state.step, ema_decay)
     after = after.replace(average=average)
-  checked = metrics['loss'], metrics['gradient_norm'], after.params, batch_stats
-  after = skip_unless_finite(state, after, checked)
-  return after, metrics | {'skipped_steps': after.skipped}
+  checked = metrics['loss'], metrics['gradient_norm'], after.params, after.batch_stats
+  after = skip_unless_finite(before, after, checked)
+  return _unpacked(after, state, frozen), metrics | {'skipped_steps': after.skipped}
+
+
+def _packed(state, frozen):
+  """The state with vectors in place of its arrays, but the frozen ones."""
+
+  def packed(variables):
+    return {
+      'params': pack(variables['params'], frozen),
+      'batch_stats': pack(variables['batch_stats']),
+    }
+
+  average = None if state.average is None else packed(state.average)
+  return state.replace(**packed(state.variables), average=average)
+
+
+def _unpacked(packed, state, frozen):
+  """What was packed, and of `state` what is frozen."""
+
+  def unpacked(variables, like):
+    return {
+      'params': unpack(variables['params'], like['params'], frozen),
+      'batch_stats': unpack(variables['batch_stats'], like['batch_stats']),
+    }
+
+  average = None if state.average is None else unpacked(packed.average, state.average)
+  return packed.replace(**unpacked(packed.variables, state.variables), average=average)
 
 
 def _accumulate(gradients_of, state, batch, rng, num_parts):

@@ -288,10 +288,7 @@ rng = np.random.default_rng(0)
 images = rng.uniform(0, 255, (4, 8, 8, 3)).astype(np.float32)
 labels = rng.integers(0, 3, (4, 8, 8)).astype(np.int32)
 variables = parallel.fetch(model.init(jax.random.key(0), images))
-state = TrainState(
-  np.int32(0), variables['params'], variables['batch_stats'],
-  parallel.fetch(optimizer.init(variables['params'])),
-)
+state = parallel.fetch(TrainState.create(variables, optimizer))
 
 def loss_fn(outputs, labels, step):
   total, count = cross_entropy(outputs['logits'], labels)

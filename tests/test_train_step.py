@@ -12,7 +12,6 @@ import pytest
 from jax.tree_util import Partial
 from processes import run_python
 
-from if_jax.freezing import freeze_updates
 from if_jax.losses import LossWeights, joint_loss
 from if_jax.losses.inverseform import DISTANCES
 from if_jax.losses.joint import SEGMENTATION_LOSSES
@@ -62,19 +61,9 @@ def make_step(model, optimizer, **options):
   )
 
 
-def make_state(model, optimizer, *, averaged=False):
-  model = model.clone(axis_name=None)
-  return state_of(model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3))), optimizer, averaged)
-
-
-def state_of(variables, optimizer, averaged=False):
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=variables['params'],
-    batch_stats=variables['batch_stats'],
-    opt_state=optimizer.init(variables['params']),
-    average=variables if averaged else None,
-  )
+def make_state(model, optimizer, **options):
+  variables = model.clone(axis_name=None).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  return TrainState.create(variables, optimizer, **options)
 
 
 def make_batch(batch_size=4):
@@ -221,7 +210,7 @@ def test_parts_make_no_difference_where_images_count_one_by_one():
 
   optimizer = make_optimizer(make_schedule(0.01, 100))
   model = TinyModel()
-  state = make_state(model, optimizer)
+  state = make_state(model, optimizer, frozen=('bn',))
   results = []
   for accumulation in (1, 2, 4):
     step = make_step(model, optimizer, accumulation=accumulation, frozen=('bn',))
@@ -256,10 +245,10 @@ def test_without_an_average_the_last_weights_are_evaluated():
 def test_frozen_modules_stay_to_the_bit():
   """Weights, running statistics and averages, while the loss is that of evaluation mode."""
   frozen = ('conv', 'bn')
-  optimizer = freeze_updates(make_optimizer(make_schedule(0.1, 100)), frozen)
+  optimizer = make_optimizer(make_schedule(0.1, 100))
   model, loss_fn, batch = TinyModel(), make_loss(), make_batch()
   step = jit(make_step(model, optimizer, frozen=frozen, ema_decay=0.9))
-  start = state = make_state(model, optimizer, averaged=True)
+  start = state = make_state(model, optimizer, frozen=frozen, averaged=True)
   losses = []
   for _ in range(4):
     state, metrics = step(state, batch, loss_fn)
@@ -304,7 +293,8 @@ def test_bfloat16_recomputed_and_in_parts():
   optimizer = make_optimizer(make_schedule(0.05, 100))
   model = shrunk('hrnet16_slim', dtype=jnp.bfloat16, remat=True)
   step = jit(make_step(model, optimizer, accumulation=2))
-  state, batch, loss_fn = state_of(random_variables(model), optimizer), make_batch(), make_loss()
+  state = TrainState.create(random_variables(model), optimizer)
+  batch, loss_fn = make_batch(), make_loss()
   losses = []
   for _ in range(20):
     state, metrics = step(state, batch, loss_fn)
@@ -358,7 +348,7 @@ def take_a_step_with_each(model, combinations):
 
   optimizer = make_optimizer(make_schedule(0.1, 100))
   step = jit(make_step(model, optimizer))
-  start = state_of(random_variables(model), optimizer)
+  start = TrainState.create(random_variables(model), optimizer)
   batch = {name: x.repeat(4, axis=1).repeat(4, axis=2) for name, x in make_batch(2).items()}
   results = []
   for which in range(len(combinations)):

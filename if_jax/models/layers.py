@@ -1,5 +1,6 @@
 """Convolution, normalisation and residual blocks that the networks are made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,17 +89,15 @@ class BatchNorm(nn.Module):
 
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     scale, bias, running_mean, running_var = self._entries(x.shape[-1])
-    if train:
-      mean, var, count = self._batch_statistics(x)
-      if not self.is_initializing():
-        unbiased = var * (count / jnp.maximum(count - 1, 1))
-        for running, batch in ((running_mean, mean), (running_var, unbiased)):
-          kept = BATCH_NORM_MOMENTUM * running.value
-          running.value = kept + (1 - BATCH_NORM_MOMENTUM) * batch
-    else:
-      mean, var = running_mean.value, running_var.value
-    multiplier, offset = _affine(scale, bias, mean, var)
-    return x.astype(self.dtype) * multiplier.astype(self.dtype) + offset.astype(self.dtype)
+    running = running_mean.value, running_var.value
+    if not train:
+      return _transform(x, scale, bias, *running, dtype=self.dtype)
+    if self.is_initializing():
+      return _normalize(x, scale, bias, *running, axis_name=None, dtype=self.dtype)[0]
+    x, running_mean.value, running_var.value = _normalize(
+      x, scale, bias, *running, axis_name=self.axis_name, dtype=self.dtype
+    )
+    return x
 
   def affine(self, features: int) -> tuple[jax.Array, jax.Array]:
     """What it multiplies by and then adds in evaluation: float32 [features] each."""
@@ -115,16 +114,35 @@ class BatchNorm(nn.Module):
       self.variable('batch_stats', 'var', jnp.ones, shape),
     )
 
-  def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-    x = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    count = x.size // x.shape[-1]
-    moments = jnp.stack([jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)])
-    if self.axis_name is not None and not self.is_initializing():
-      moments = jax.lax.pmean(moments, self.axis_name)
-      count = count * jax.lax.axis_size(self.axis_name)
-    mean = moments[0]
-    return mean, jnp.maximum(moments[1] - jnp.square(mean), 0), count
+
+# `jax.jit` here and below: traced once for all layers of one shape.
+@functools.partial(jax.jit, static_argnames=('axis_name', 'dtype'))
+def _normalize(x, scale, bias, running_mean, running_var, *, axis_name, dtype):
+  """`x` normalised by the statistics of the batch, and the running ones after it."""
+  mean, var, count = _batch_statistics(x, axis_name)
+  unbiased = var * (count / jnp.maximum(count - 1, 1))
+  running = (
+    BATCH_NORM_MOMENTUM * before + (1 - BATCH_NORM_MOMENTUM) * batch
+    for before, batch in ((running_mean, mean), (running_var, unbiased))
+  )
+  return _transform(x, scale, bias, mean, var, dtype=dtype), *running
+
+
+def _batch_statistics(x, axis_name):
+  x = x.astype(jnp.float32)
+  axes = tuple(range(x.ndim - 1))
+  count = x.size // x.shape[-1]
+  moments = jnp.stack([jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)])
+  if axis_name is not None:
+    moments = jax.lax.pmean(moments, axis_name)
+    count = count * jax.lax.axis_size(axis_name)
+  mean = moments[0]
+  return mean, jnp.maximum(moments[1] - jnp.square(mean), 0), count
+
+
+def _transform(x, scale, bias, mean, var, *, dtype):
+  multiplier, offset = _affine(scale, bias, mean, var)
+  return x.astype(dtype) * multiplier.astype(dtype) + offset.astype(dtype)
 
 
 def _affine(scale, bias, mean, var):
@@ -133,7 +151,7 @@ def _affine(scale, bias, mean, var):
   return multiplier, bias - mean * multiplier
 
 
-@jax.custom_vjp
+@jax.jit
 def add_relu(x: jax.Array, y: jax.Array) -> jax.Array:
   """`relu(x + y)` of finite numbers, which XLA's CPU backend computes once. Reverse mode only.
 
@@ -141,11 +159,16 @@ def add_relu(x: jax.Array, y: jax.Array) -> jax.Array:
   sum with it, and so are the sums of the blocks before that it is made of, through a whole branch.
   An addition that ends in two large arrays is not.
   """
+  return _add_relu(x, y)
+
+
+@jax.custom_vjp
+def _add_relu(x, y):
   return x + jnp.maximum(y, -x)
 
 
 def _add_relu_forward(x, y):
-  out = add_relu(x, y)
+  out = x + jnp.maximum(y, -x)
   return out, out
 
 
@@ -154,7 +177,7 @@ def _add_relu_backward(out, gradient):
   return gradient, gradient
 
 
-add_relu.defvjp(_add_relu_forward, _add_relu_backward)
+_add_relu.defvjp(_add_relu_forward, _add_relu_backward)
 
 
 def conv_norm(

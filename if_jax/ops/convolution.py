@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+# Here and below, `jax.jit` has a function traced once for all layers of one shape.
+@functools.partial(jax.jit, static_argnames=('stride', 'padding'))
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
   """A 2-D convolution with square kernel. Reverse mode only.
 
@@ -21,6 +22,10 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   Returns:
     [B, H', W', D] with H' = (H + 2 * padding - k) // stride + 1.
   """
+  return _conv2d(x, kernel, stride, padding)
+
+
+def _apply(x, kernel, stride, padding):
   if kernel.shape[0] == 1 and stride == 1 and padding == 0:
     return jnp.tensordot(x, kernel[0, 0], 1)
   return jax.lax.conv_general_dilated(
@@ -33,7 +38,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
 
 
 def _forward(x, kernel, stride, padding):
-  return conv2d(x, kernel, stride, padding), (x, kernel)
+  return _apply(x, kernel, stride, padding), (x, kernel)
 
 
 def _backward(stride, padding, residuals, gradient):
@@ -41,7 +46,7 @@ def _backward(stride, padding, residuals, gradient):
   # the gradient anew for each of its uses.
   gradient = jax.lax.optimization_barrier(gradient)
   x, kernel = residuals
-  apply = functools.partial(conv2d.fun, stride=stride, padding=padding)
+  apply = functools.partial(_apply, stride=stride, padding=padding)
   (x_gradient,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(gradient)
 
   def by_xla(x, gradient):
@@ -60,7 +65,8 @@ def _backward(stride, padding, residuals, gradient):
   return x_gradient, kernel_gradient
 
 
-conv2d.defvjp(_forward, _backward)
+_conv2d = jax.custom_vjp(_apply, nondiff_argnums=(2, 3))
+_conv2d.defvjp(_forward, _backward)
 
 # Gradients of kernels as products of matrices, for XLA's CPU backend. Its own form of these
 # convolutions has the few channels as its image and the image as its channels, and transposes
