@@ -69,6 +69,11 @@ SETTINGS = {
     'on the boundaries between the predicted classes in place of those of the edge head',
     {'loss.inverseform_on': 'classes'},
   ),
+  'inverseform_predictions': Setting(
+    'with an inverse network that has learnt from predicted boundaries, of --mode=train_inversenet '
+    'with --workdir=runs/inversenet_predictions --config.predictions=NETWORK',
+    {'loss.inversenet': 'runs/inversenet_predictions/inversenet'},
+  ),
   'inverseform_late': Setting(
     'in the second half of the training only, when there are boundaries to move',
     {'loss.inverseform_start': 0.5},

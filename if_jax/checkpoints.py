@@ -213,8 +213,9 @@ class Checkpoints:
     stored = {path: (tuple(x['shape']), x['dtype']) for path, x in arrays.items()}
     if stored != {path: (x.shape, str(x.dtype)) for path, x in _by_path(like).items()}:
       raise ValueError(
-        f'checkpoint {step} in {self._folder} is of another model; resume with the configuration '
-        'it was made with, or choose another --workdir'
+        f'checkpoint {step} in {self._folder} is of another model or of another version of '
+        'if_jax; resume with the configuration and the version it was made with, or choose another '
+        '--workdir'
       )
 
   def _read_state(self, step, arrays, like):

@@ -27,7 +27,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optimiser of the networks' recipes, or one that gets going faster from random weights.
 
-  Weights of convolutions decay; biases and the scales of normalisation do not.
+  Weights of convolutions decay, which are the arrays called 'kernel', here and in vectors of
+  `if_jax.packing.pack`; biases and the scales of normalisation do not.
 
   Args:
     schedule: step to learning rate.

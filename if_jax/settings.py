@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from if_jax.data.datasets import Dataset, load_dataset
 from if_jax.inference import Looks
 from if_jax.losses import LossWeights, joint_loss
+from if_jax.losses.inverseform import choose
+from if_jax.losses.joint import PREDICTED_BOUNDARIES
 from if_jax.models import Network, create_model
 from if_jax.models.inversenet import load_inversenet
 from if_jax.weights import DEFAULT_WEIGHTS, PACKAGED, find_weights, label_set_of
@@ -48,6 +50,7 @@ def loss_from_config(config: ConfigDict, *, axis_name: str | None = None) -> Par
   start = config.loss.inverseform_start
   if not 0 <= start < 1:
     raise ValueError(f'config.loss.inverseform_start={start}; give 0 (at once) to below 1')
+  choose('config.loss.inverseform_on', config.loss.inverseform_on, PREDICTED_BOUNDARIES)
   weights = LossWeights(**config.loss.weights)
   inverse_net = None
   has_boundaries = config.model.edge_head or config.loss.inverseform_on == 'classes'

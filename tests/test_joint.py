@@ -19,6 +19,7 @@ from if_jax.losses import (
   ohem_cross_entropy,
   rmi,
 )
+from if_jax.losses.inverseform import inverseform_of_probability
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 
 SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
@@ -215,25 +216,33 @@ def test_the_gradient_is_that_of_inverseform():
   np.testing.assert_allclose(found, jax.grad(term)(outputs['edge_logits']), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize('names', [(), ('edge_logits',)])
-def test_on_classes_inverseform_judges_what_the_logits_say(names):
+@pytest.mark.parametrize('names', [('aux_logits',), ('edge_logits', 'aux_logits')])
+@pytest.mark.parametrize('scale', [0.0, 1.0, 50.0])
+def test_on_classes_inverseform_judges_what_the_logits_say(names, scale):
+  """Of a network without an edge head, too; of one that is certain of nothing or everything."""
   outputs, labels = _outputs(*names), _labels()
+  logits = {name: scale * outputs[name] for name in ('logits', 'aux_logits')}
   edges, valid = boundary_map(labels, num_classes=4), (labels < 4)[..., None]
   weights = LossWeights(segmentation=0, boundary=0, attention=0)
   options = {'tile_size': 16, **GRID}
 
   def term(logits):
-    soft = soft_boundary_map(jax.nn.softmax(logits))
-    total, count = inverseform(
-      jax.scipy.special.logit(soft), edges, _inverse_net, valid=valid, **options
-    )
+    soft = soft_boundary_map(jax.nn.softmax(logits), valid=valid)
+    total, count = inverseform_of_probability(soft, edges, _inverse_net, valid=valid, **options)
     return 0.3 * total / count
 
   joint = _joint(weights=weights, inverseform_on='classes', **options)
-  found = jax.grad(lambda x: joint(outputs | {'logits': x}, labels)[0])(outputs['logits'])
-  expected = jax.grad(term)(outputs['logits'])
-  assert jnp.linalg.norm(expected) > 1e-4
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+  found = jax.grad(lambda x: joint(outputs | x, labels)[0])(logits)
+  for name, weight in (('logits', 1.0), ('aux_logits', 0.4)):
+    expected = weight * jax.grad(term)(logits[name])
+    assert jnp.linalg.norm(expected) > 1e-4 or scale != 1
+    np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-8)
+    assert not jnp.any(jnp.where(valid, 0, found[name]))
+
+
+def test_a_choice_that_is_not_there_is_told():
+  with pytest.raises(ValueError, match=r"unknown inverseform_on 'class'.* mean 'classes'\?"):
+    _joint(inverseform_on='class')(_outputs(), _labels())
 
 
 def test_before_its_step_inverseform_is_but_measured():

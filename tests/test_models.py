@@ -12,9 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from convert import from_torch, to_torch
 from if_jax.data.labels import CAMVID
-from if_jax.models import MODELS, create_model, from_pretrained
+from if_jax.models import MODELS, create_model, from_pretrained, layers
 from if_jax.models.hrnet import HRNetSpec
-from if_jax.models.layers import add_relu
 from if_jax.models.segmenter import Segmenter
 from if_jax.weights import label_set_of, make_card, save_weights
 
@@ -55,6 +54,40 @@ def _shapes(model):
 def _assert_close(actual, expected, tolerance):
   error = np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
   assert error < tolerance, f'{error:.2e} of the largest value'
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_layers_of_one_shape_are_traced_once(monkeypatch, remat):
+  """With their gradients: half of the time to the first step of a training."""
+  traced = []
+
+  def statistics(x, axis_name):
+    traced.append(x.shape)
+    return whole(x, axis_name)
+
+  whole = layers._batch_statistics
+  monkeypatch.setattr(layers, '_batch_statistics', statistics)
+  make = functools.partial(layers.BasicBlock, layers.Conv, layers.BatchNorm)
+  if remat:
+    make = functools.partial(nn.remat(layers.BasicBlock, static_argnums=(2,)), *make.args)
+
+  class Blocks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for i in range(3):
+        x = make(name=f'block{i}')(x, True)
+      return x
+
+  # A size that no other test has: what was traced for one is kept.
+  x = jnp.ones((1, 5, 17 + 2 * remat, 4))
+  variables = jax.eval_shape(Blocks().init, jax.random.key(0), x)
+
+  def loss(params, variables):
+    output, _ = Blocks().apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+    return jnp.sum(output)
+
+  jax.eval_shape(jax.grad(loss), variables['params'], variables)
+  assert len(traced) == 1
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -233,10 +266,10 @@ def test_a_sum_and_its_relu_and_their_gradients_are_those_of_relu():
   # Ends of the scale, and sums of exactly 0.
   x[0, 0, 0] = [1e30, -1e30, 0, 1, -1, 1e-38]
   y[0, 0, 0] = [-1e30, 1, 0, -1, 1 + 1e-7, 1e-38]
-  actual, pull_back = jax.vjp(add_relu, x, y)
+  actual, pull_back = jax.vjp(layers.add_relu, x, y)
   expected, pull_back_relu = jax.vjp(lambda x, y: nn.relu(x + y), x, y)
   np.testing.assert_array_equal(actual, expected)
   for ours, theirs in zip(pull_back(gradient), pull_back_relu(gradient), strict=True):
     np.testing.assert_array_equal(ours, theirs)
-  assert np.isnan(add_relu(np.float32(np.nan), np.float32(1)))
-  assert np.isnan(add_relu(np.float32(1), np.float32(np.nan)))
+  assert np.isnan(layers.add_relu(np.float32(np.nan), np.float32(1)))
+  assert np.isnan(layers.add_relu(np.float32(1), np.float32(np.nan)))

@@ -229,11 +229,27 @@ def test_a_soft_boundary_is_the_largest_difference_within_the_radius():
   check_grads(soft_boundary_map, (inputs,), order=1, modes=['rev'], eps=1e-4, rtol=0.01)
 
 
+def test_soft_boundaries_know_no_pixels_that_are_not_valid():
+  labels = jnp.array([[[0] * 6 + [255] * 4 + [0] * 3 + [1] * 3]])
+  valid = (labels < 255)[..., None]
+
+  def soft(probabilities):
+    return soft_boundary_map(probabilities, valid=valid)
+
+  probabilities = jax.nn.one_hot(jnp.where(labels < 255, labels, 1), 2)
+  np.testing.assert_array_equal(soft(probabilities), boundary_map(labels))
+  _, pull_back = jax.vjp(soft, 0.8 * probabilities + 0.1)
+  (gradient,) = pull_back(jnp.ones(valid.shape))
+  assert not gradient[0, 0, 6:10].any() and gradient[0, 0, 10:].any()
+
+
 def test_soft_boundaries_name_a_wrong_shape():
   with pytest.raises(ValueError, match=r'probabilities must be \[B, H, W, K\], got \(3, 4, 5\)'):
     soft_boundary_map(jnp.zeros((3, 4, 5)))
   with pytest.raises(ValueError, match='radius must be at least 1 pixel, got 0'):
     soft_boundary_map(jnp.zeros((1, 3, 4, 5)), radius=0)
+  with pytest.raises(ValueError, match=r'valid must be .* \(1, 3, 4, 5\), got \(1, 3, 4\)'):
+    soft_boundary_map(jnp.zeros((1, 3, 4, 5)), valid=jnp.ones((1, 3, 4), bool))
 
 
 def test_blur_matches_scipy_for_each_map_by_its_own_sigma():

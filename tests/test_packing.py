@@ -14,16 +14,17 @@ TREE = {
     'bn': {'scale': np.float32([[6]]), 'bias': np.float32([7, 8])},
   },
   'head': {'kernel': np.float32([[[9]]])},
+  'head2': {'kernel': np.float32([10])},
 }
 
 
 @pytest.mark.parametrize(
   ('without', 'expected'),
   [
-    ((), {'kernel': [1, 2, 3, 4, 9], 'other': [7, 8, 6, 5]}),
-    (('backbone/bn',), {'kernel': [1, 2, 3, 4, 9], 'other': [5]}),
-    (('backbone',), {'kernel': [9]}),
-    (('backbone', 'head'), {}),
+    ((), {'kernel': [1, 2, 3, 4, 9, 10], 'other': [7, 8, 6, 5]}),
+    (('backbone/bn',), {'kernel': [1, 2, 3, 4, 9, 10], 'other': [5]}),
+    (('backbone', 'head'), {'kernel': [10]}),
+    (('backbone', 'head', 'head2'), {}),
   ],
 )
 def test_arrays_lie_end_to_end_and_come_back(without, expected):

@@ -96,6 +96,24 @@ def test_a_start_beyond_the_training_is_refused():
     loss_from_config(config)
 
 
+@pytest.mark.parametrize('edge_head', [True, False])
+def test_boundaries_that_are_not_there_are_told(edge_head):
+  config = default.get_config()
+  config.model.edge_head = edge_head
+  config.loss.inverseform_on = 'class'
+  message = r"config.loss.inverseform_on 'class'; there are edge_head, classes. .* 'classes'"
+  with pytest.raises(ValueError, match=message):
+    loss_from_config(config)
+
+
+def test_between_classes_the_loss_needs_no_edge_head(loaded):
+  config = default.get_config()
+  config.model.edge_head = False
+  config.loss.inverseform_on = 'classes'
+  assert jax.tree.leaves(loss_from_config(config))
+  assert loaded
+
+
 @pytest.mark.parametrize('without', ['network', 'weight', 'edge head'])
 def test_an_inverse_network_that_nothing_uses_is_not_loaded(loaded, without):
   config = default.get_config()

@@ -265,6 +265,30 @@ def test_frozen_modules_stay_to_the_bit():
   np.testing.assert_allclose(losses[0], loss_fn(outputs, batch['label'])[0], rtol=1e-5)
 
 
+def test_what_is_frozen_takes_no_memory_in_the_optimizer():
+  optimizer = make_optimizer(make_schedule(0.1, 100))
+
+  def num_values(frozen):
+    state = make_state(TinyModel(), optimizer, frozen=frozen)
+    return sum(np.size(x) for x in jax.tree.leaves(state.opt_state))
+
+  params = make_state(TinyModel(), optimizer).params
+  sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+  counters = num_values(tuple(params))
+  assert counters == 1
+  assert num_values(('conv',)) == sum(sizes.values()) - sizes['conv'] + counters
+
+
+def test_a_step_with_everything_frozen_changes_nothing():
+  optimizer = make_optimizer(make_schedule(0.1, 100))
+  model = TinyModel()
+  frozen = tuple(make_state(model, optimizer).params)
+  start = make_state(model, optimizer, frozen=frozen)
+  state, metrics = jit(make_step(model, optimizer, frozen=frozen))(start, make_batch(), make_loss())
+  assert_trees_close(state.variables, start.variables, rtol=0)
+  assert metrics['gradient_norm'] == 0 and int(state.step) == 1
+
+
 def shrunk(name, **options):
   """The network of that name, on a backbone with hardly a block and a channel: quick to compile."""
   model = create_model(name, 4, **options)

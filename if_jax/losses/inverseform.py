@@ -72,12 +72,54 @@ def inverseform(
   Differs: see `inverseform_as_released` and docs/deviations.md.
   """
   _check_maps(edge_logits, edges, valid)
+  return inverseform_of_probability(
+    jax.nn.sigmoid(edge_logits.astype(jnp.float32)),
+    edges,
+    inverse_net,
+    tile_rows=tile_rows,
+    tile_columns=tile_columns,
+    tile_size=tile_size,
+    distance=distance,
+    gradient=gradient,
+    valid=valid,
+  )
+
+
+def inverseform_of_probability(
+  probability: jax.Array,
+  edges: jax.Array,
+  inverse_net: InverseNet,
+  *,
+  tile_rows: int = 3,
+  tile_columns: int | None = None,
+  tile_size: int = 224,
+  distance: str = 'euclidean',
+  gradient: str = 'motion',
+  valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """`inverseform` for boundaries that are no logits, such as those of `soft_boundary_map`.
+
+  Args:
+    probability: float [B, H, W, 1] in [0, 1].
+    edges: this and the others as in `inverseform`.
+    inverse_net: see there.
+    tile_rows: see there.
+    tile_columns: see there.
+    tile_size: see there.
+    distance: see there.
+    gradient: see there.
+    valid: see there.
+  Returns:
+    (total, count), as `inverseform`.
+  Raises:
+    ValueError: as `inverseform`.
+  """
+  _check_maps(probability, edges, valid)
   distance_fn = choose('distance', distance, DISTANCES)
   gradient_fn = choose('gradient', gradient, GRADIENTS)
   if tile_columns is None:
     tile_columns = max(1, round(tile_rows * edges.shape[2] / edges.shape[1]))
-  probability = jax.nn.sigmoid(edge_logits.astype(jnp.float32))
-  edges = edges.astype(jnp.float32)
+  probability, edges = probability.astype(jnp.float32), edges.astype(jnp.float32)
   if valid is not None:
     probability, edges = jnp.where(valid, probability, 0), jnp.where(valid, edges, 0)
   prediction = cut_tiles(probability, tile_rows, tile_columns, tile_size)
@@ -217,11 +259,11 @@ def choose(kind: str, name: str, choices: Mapping[str, Callable]) -> Callable:
   return choices[name]
 
 
-def _check_maps(edge_logits, edges, valid=None):
-  shape = edge_logits.shape
+def _check_maps(predicted, edges, valid=None):
+  shape = predicted.shape
   if len(shape) != 4 or shape[-1] != 1 or edges.shape != shape:
     raise ValueError(
-      f'edge_logits and edges must both be [B, H, W, 1], got {shape} and {edges.shape}'
+      f'predicted boundaries and edges must both be [B, H, W, 1], got {shape} and {edges.shape}'
     )
   if valid is not None and valid.shape != shape:
     raise ValueError(f'valid must have the shape of edges, {shape}, got {valid.shape}')

@@ -15,8 +15,8 @@ from if_jax.losses.inverseform import (
   GRADIENTS,
   InverseNet,
   choose,
-  inverseform,
   inverseform_as_released,
+  inverseform_of_probability,
 )
 from if_jax.losses.rmi import rmi
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
@@ -34,33 +34,34 @@ SEGMENTATION_LOSSES: dict[str, Callable[..., SumAndCount]] = {
 }
 
 
-def _as_released(edge_logits, edges, *, inverse_net, tile_size, **_):
-  """The release has a grid of its own, one distance, and no pixels that are not valid."""
-  return inverseform_as_released(edge_logits, edges, inverse_net, tile_size=tile_size)
+def _as_released(probability, edges, *, inverse_net, tile_size, **_):
+  """The release has a grid of its own, one distance, and no pixels that are not valid.
+
+  What is predicted makes no difference to it.
+  """
+  return inverseform_as_released(probability, edges, inverse_net, tile_size=tile_size)
 
 
 # Name of a gradient -> the InverseForm term that has it.
 INVERSEFORM_LOSSES: dict[str, Callable[..., SumAndCount]] = {
-  **{name: functools.partial(inverseform, gradient=name) for name in GRADIENTS},
+  **{name: functools.partial(inverseform_of_probability, gradient=name) for name in GRADIENTS},
   'as_released': _as_released,
 }
 
 
+def _of_edge_head(logits, edge_logits, labelled, radius):
+  del logits, labelled, radius
+  return None if edge_logits is None else jax.nn.sigmoid(edge_logits.astype(jnp.float32))
 
-def _edge_head(logits, edge_logits, radius):
-  del logits, radius
-  return edge_logits
 
-
-def _classes(logits, edge_logits, radius):
-  """Of the boundaries between the classes that the logits say."""
+def _between_classes(logits, edge_logits, labelled, radius):
   del edge_logits
-  boundary = soft_boundary_map(jax.nn.softmax(logits.astype(jnp.float32)), radius=radius)
-  return jax.scipy.special.logit(jnp.clip(boundary, 1e-6, 1 - 1e-6))
+  probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+  return soft_boundary_map(probabilities, radius=radius, valid=labelled)
 
 
-# Name of predicted boundaries -> (logits, edge_logits, radius) to their logits [B, H, W, 1].
-PREDICTED_BOUNDARIES = {'edge_head': _edge_head, 'classes': _classes}
+# Name -> (logits, edge_logits or None, labelled, radius) to predicted boundaries [B, H, W, 1].
+PREDICTED_BOUNDARIES = {'edge_head': _of_edge_head, 'classes': _between_classes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ def joint_loss(
     step: how many steps of the training went before.
     weights: of the terms.
     segmentation: 'cross_entropy' (class-weighted), 'ohem' (hard pixels) or 'rmi' (regions).
-    boundary_radius: pixels, of the boundary maps made from the labels.
+    boundary_radius: pixels, of the boundary maps made from the labels and the predicted classes.
     inverse_net: of `inverseform`; None leaves the term out.
     tile_rows: of `inverseform`.
     tile_columns: of `inverseform`.
@@ -132,7 +133,8 @@ def joint_loss(
     gradient: of `inverseform`, 'motion' or 'full'; or 'as_released': `inverseform_as_released` in
       its place, from which nothing is learnt.
     inverseform_on: whose boundaries `inverseform` judges: those of the 'edge_head', or between the
-      predicted 'classes' (`soft_boundary_map`).
+      predicted 'classes' (`soft_boundary_map`), which needs no edge head; of the auxiliary outputs,
+      too.
     inverseform_from: step from which `inverseform` counts in the total; before, it is but measured.
     axis_name: of the devices that hold the rest of the batch.
   Returns:
@@ -142,13 +144,13 @@ def joint_loss(
     'scale_0.5'. A term that finds nothing to count is 0, but 'rmi' keeps the constant that it has
     for classes an image does not show.
   Raises:
-    ValueError: at trace time, for an unknown segmentation loss, distance or gradient (the nearest
-      is proposed), or shapes that do not fit.
+    ValueError: at trace time, for an unknown segmentation loss, distance, gradient or
+      `inverseform_on` (the nearest is proposed), or shapes that do not fit.
   """
   segmentation_fn = choose('segmentation loss', segmentation, SEGMENTATION_LOSSES)
   choose('distance', distance, DISTANCES)
   inverseform_fn = choose('gradient', gradient, INVERSEFORM_LOSSES)
-  predicted_fn = choose('predicted boundaries', inverseform_on, PREDICTED_BOUNDARIES)
+  predicted_fn = choose('inverseform_on', inverseform_on, PREDICTED_BOUNDARIES)
   num_classes = outputs['logits'].shape[-1]
   edges = boundary_map(labels, radius=boundary_radius, num_classes=num_classes)
   labelled = ((labels >= 0) & (labels < num_classes))[..., None]
@@ -209,9 +211,10 @@ def _terms(
   if edge_logits is not None and weights.attention:
     attention = edge_attention(logits, labels, edge_logits, axis_name=axis_name)
     terms['attention'] = weights.attention, attention
-  predicted = predicted_fn(logits, edge_logits)
-  if inverse_fn is not None and predicted is not None:
-    terms['inverseform'] = inverseform_weight, inverse_fn(predicted, edges, valid=labelled)
+  if inverse_fn is not None:
+    predicted = predicted_fn(logits, edge_logits, labelled)
+    if predicted is not None:
+      terms['inverseform'] = inverseform_weight, inverse_fn(predicted, edges, valid=labelled)
   return terms
 
 

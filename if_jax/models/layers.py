@@ -115,7 +115,7 @@ class BatchNorm(nn.Module):
     )
 
 
-# `jax.jit` here and below: traced once for all layers of one shape.
+# `jax.jit` here and below: traced once for all layers of one shape, see docs/performance.md.
 @functools.partial(jax.jit, static_argnames=('axis_name', 'dtype'))
 def _normalize(x, scale, bias, running_mean, running_var, *, axis_name, dtype):
   """`x` normalised by the statistics of the batch, and the running ones after it."""
@@ -140,6 +140,7 @@ def _batch_statistics(x, axis_name):
   return mean, jnp.maximum(moments[1] - jnp.square(mean), 0), count
 
 
+@functools.partial(jax.jit, static_argnames='dtype')
 def _transform(x, scale, bias, mean, var, *, dtype):
   multiplier, offset = _affine(scale, bias, mean, var)
   return x.astype(dtype) * multiplier.astype(dtype) + offset.astype(dtype)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 IGNORE = 255
 
@@ -60,7 +61,9 @@ def boundary_map(
   return boundary[..., None].astype(jnp.float32)
 
 
-def soft_boundary_map(probabilities: jax.Array, *, radius: int = 2) -> jax.Array:
+def soft_boundary_map(
+  probabilities: jax.Array, *, radius: int = 2, valid: jax.Array | None = None
+) -> jax.Array:
   """How much the class probabilities of a pixel differ from those within `radius`, at most.
 
   The differentiable counterpart of `boundary_map`, and equal to it where the probabilities are 0
@@ -70,10 +73,12 @@ def soft_boundary_map(probabilities: jax.Array, *, radius: int = 2) -> jax.Array
   Args:
     probabilities: float [B, H, W, K], K of a pixel add up to 1.
     radius: pixels.
+    valid: bool [B, H, W, 1]; pixels where it is False, such as ignored ones, lie on no boundary and
+      make none. None: all pixels count.
   Returns:
     [B, H, W, 1] in [0, 1], of the same dtype.
   Raises:
-    ValueError: at trace time, if `probabilities` has not four axes or `radius` is not positive.
+    ValueError: at trace time, for shapes that do not fit and if `radius` is not positive.
   Example:
     >>> probabilities = jax.nn.one_hot(jnp.array([[[0, 0, 0, 1, 1, 1]]]), 2)
     >>> soft_boundary_map(probabilities, radius=1)[0, 0, :, 0].tolist()
@@ -84,6 +89,8 @@ def soft_boundary_map(probabilities: jax.Array, *, radius: int = 2) -> jax.Array
   """
   if probabilities.ndim != 4:
     raise ValueError(f'probabilities must be [B, H, W, K], got {probabilities.shape}')
+  if valid is not None and valid.shape != (*probabilities.shape[:3], 1):
+    raise ValueError(f'valid must be [B, H, W, 1] as {probabilities.shape}, got {valid.shape}')
   if radius < 1:
     raise ValueError(f'radius must be at least 1 pixel, got {radius}')
   height, width = probabilities.shape[1:3]
@@ -94,9 +101,11 @@ def soft_boundary_map(probabilities: jax.Array, *, radius: int = 2) -> jax.Array
       if (dy, dx) <= (0, 0) or dy * dy + dx * dx > radius * radius or abs(dx) >= width:
         continue
       left, right = max(0, -dx), max(0, dx)
-      here = probabilities[:, : height - dy, left : width - right]
-      there = probabilities[:, dy:, right : width - left]
-      difference = jnp.sum(jnp.abs(here - there), axis=-1) / 2
+      here = np.s_[:, : height - dy, left : width - right]
+      there = np.s_[:, dy:, right : width - left]
+      difference = jnp.sum(jnp.abs(probabilities[here] - probabilities[there]), axis=-1) / 2
+      if valid is not None:
+        difference = jnp.where((valid[here] & valid[there])[..., 0], difference, 0)
       for rows, columns in (((0, dy), (left, right)), ((dy, 0), (right, left))):
         boundary = jnp.maximum(boundary, jnp.pad(difference, ((0, 0), rows, columns)))
   return boundary[..., None]

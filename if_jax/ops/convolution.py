@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-# Here and below, `jax.jit` has a function traced once for all layers of one shape.
+# `jax.jit`: traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
   """A 2-D convolution with square kernel. Reverse mode only.
