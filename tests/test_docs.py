@@ -116,13 +116,25 @@ def test_a_model_of_each_framework_learns(number):
   names['image'] = names['image'] / 255
   names['print'] = lambda step, loss: losses.append(float(loss))
   blocks = pages.python_blocks('docs/loss.md')
-  assert len(blocks) == 4
+  assert len(blocks) == 5
   exec(blocks[0], names)
   # Two tiles instead of 18.
   names['inverseform'] = functools.partial(names['inverseform'], tile_rows=1)
   exec(blocks[number], names)
   assert len(losses) == 10
   assert losses[-1] < 0.97 * losses[0]
+
+
+def test_class_scores_learn_without_an_edge_head():
+  names, blocks = names_for_blocks(), pages.python_blocks('docs/loss.md')
+  exec(blocks[0], names)
+  exec(blocks[4], names)
+  names['inverseform_of_probability'] = functools.partial(
+    names['inverseform_of_probability'], tile_rows=1
+  )
+  logits = np.random.RandomState(0).normal(size=(*names['labels'].shape, 19)).astype(np.float32)
+  loss, gradient = jax.value_and_grad(names['class_boundary_loss'])(logits, names['labels'])
+  assert 0 < loss < 1 and np.linalg.norm(gradient) > 1e-4
 
 
 def commands_of(program):

@@ -15,11 +15,11 @@ from if_jax.losses import (
   edge_attention,
   inverseform,
   inverseform_as_released,
+  inverseform_of_probability,
   joint_loss,
   ohem_cross_entropy,
   rmi,
 )
-from if_jax.losses.inverseform import inverseform_of_probability
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 
 SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
