@@ -1,8 +1,9 @@
 """Boundary maps of label maps and of class probabilities, made on the device."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 IGNORE = 255
 
@@ -49,15 +50,13 @@ def boundary_map(
   height, width = labels.shape[1:]
   padded = jnp.pad(labels, ((0, 0), (radius, radius), (radius, radius)), constant_values=outside)
   boundary = jnp.zeros(labels.shape, bool)
-  for dy in range(-radius, radius + 1):
-    for dx in range(-radius, radius + 1):
-      if 0 < dy * dy + dx * dx <= radius * radius:
-        y, x = radius + dy, radius + dx
-        other = padded[:, y : y + height, x : x + width]
-        differs = labels != other
-        if not as_released:
-          differs &= (labels != IGNORE) & (other != IGNORE)
-        boundary |= differs
+  for dy, dx in _offsets(radius):
+    y, x = radius + dy, radius + dx
+    other = padded[:, y : y + height, x : x + width]
+    differs = labels != other
+    if not as_released:
+      differs &= (labels != IGNORE) & (other != IGNORE)
+    boundary |= differs
   return boundary[..., None].astype(jnp.float32)
 
 
@@ -93,19 +92,67 @@ def soft_boundary_map(
     raise ValueError(f'valid must be [B, H, W, 1] as {probabilities.shape}, got {valid.shape}')
   if radius < 1:
     raise ValueError(f'radius must be at least 1 pixel, got {radius}')
-  height, width = probabilities.shape[1:3]
-  boundary = jnp.zeros(probabilities.shape[:3], probabilities.dtype)
-  # Each pair of pixels once: the other half of the disc has the same pairs.
-  for dy in range(min(radius + 1, height)):
-    for dx in range(-radius, radius + 1):
-      if (dy, dx) <= (0, 0) or dy * dy + dx * dx > radius * radius or abs(dx) >= width:
-        continue
-      left, right = max(0, -dx), max(0, dx)
-      here = np.s_[:, : height - dy, left : width - right]
-      there = np.s_[:, dy:, right : width - left]
-      difference = jnp.sum(jnp.abs(probabilities[here] - probabilities[there]), axis=-1) / 2
-      if valid is not None:
-        difference = jnp.where((valid[here] & valid[there])[..., 0], difference, 0)
-      for rows, columns in (((0, dy), (left, right)), ((dy, 0), (right, left))):
-        boundary = jnp.maximum(boundary, jnp.pad(difference, ((0, 0), rows, columns)))
-  return boundary[..., None]
+  if valid is None:
+    valid = jnp.ones((*probabilities.shape[:3], 1), bool)
+  return _soft_boundary(probabilities, valid, radius)
+
+
+# With a gradient of its own, and loops: else XLA holds a map or two for each offset, 15 times the
+# probabilities.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _soft_boundary(probabilities, valid, radius):
+  return _soft_boundary_forward(probabilities, valid, radius)[0]
+
+
+def _soft_boundary_forward(probabilities, valid, radius):
+  neighbour, num_offsets = _neighbours((probabilities, valid), radius)
+
+  def compare(i, found):
+    boundary, farthest = found
+    there, is_valid = neighbour(i)
+    difference = jnp.sum(jnp.abs(probabilities - there), axis=-1, keepdims=True) / 2
+    is_farther = valid & is_valid & (difference > boundary)
+    return jnp.where(is_farther, difference, boundary), jnp.where(is_farther, i, farthest)
+
+  nothing = jnp.zeros(valid.shape, probabilities.dtype), jnp.full(valid.shape, -1)
+  boundary, farthest = jax.lax.fori_loop(0, num_offsets, compare, nothing)
+  return boundary, (probabilities, farthest)
+
+
+def _soft_boundary_backward(radius, residuals, gradient):
+  probabilities, farthest = residuals
+  neighbour, num_offsets = _neighbours((probabilities, farthest, gradient), radius)
+
+  def add(i, total):
+    there, farthest_there, gradient_there = neighbour(i)
+    # Of the pair of both pixels; the disc is symmetric, and so are the numbers of its offsets.
+    weight = jnp.where(farthest == i, gradient, 0)
+    weight += jnp.where(farthest_there == num_offsets - 1 - i, gradient_there, 0)
+    return total + weight / 2 * jnp.sign(probabilities - there)
+
+  return jax.lax.fori_loop(0, num_offsets, add, jnp.zeros_like(probabilities)), None
+
+
+_soft_boundary.defvjp(_soft_boundary_forward, _soft_boundary_backward)
+
+
+def _offsets(radius):
+  """Those (dy, dx) of the disc but its centre."""
+  reach = range(-radius, radius + 1)
+  return [(dy, dx) for dy in reach for dx in reach if 0 < dy * dy + dx * dx <= radius * radius]
+
+
+def _neighbours(arrays, radius):
+  """A function that gives [B, H, W, ...] as seen from the offset of a number; how many there are.
+
+  Beyond the image there is 0.
+  """
+  around = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+  padded = [jnp.pad(x, around) for x in arrays]
+  starts = radius + jnp.array(_offsets(radius))
+
+  def neighbour(i):
+    start = 0, *starts[i], 0
+    return [jax.lax.dynamic_slice(y, start, x.shape) for x, y in zip(arrays, padded, strict=True)]
+
+  return neighbour, len(starts)
