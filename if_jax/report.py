@@ -1,12 +1,11 @@
 """What people see of a run: tables and metrics on disk; pictures, progress come from next door."""
 
 import contextlib
+import functools
 import json
 import math
 import os
 import pathlib
-import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,6 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from if_jax.curves import METRICS_FILE, PANELS, learning_curves, read_metrics
 from if_jax.pictures import colorize, contact_sheet, error_map, overlay
@@ -147,12 +143,14 @@ class MetricWriter:
     if path.exists():
       _cut_away(path, math.inf if resume_step is None else resume_step)
     self._lines = path.open('a', encoding='utf-8')
-    # Not `SummaryWriter`: its thread dies of a full disk in silence, and its queue then blocks.
-    (workdir / 'tensorboard').mkdir(exist_ok=True)
-    self._events = EventsWriter(str(workdir / 'tensorboard' / 'events'))
-    if resume_step is not None:
-      # TensorBoard hides the events of this and later steps that are in older files.
-      self._add_event(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+    self._folder, self._resume_step = workdir / 'tensorboard', resume_step
+
+  @functools.cached_property
+  def _events(self):
+    # Not sooner: it may take PyTorch two seconds to be imported, and the first step need not wait.
+    from if_jax.tensorboard import EventFile
+
+    return EventFile(self._folder, self._resume_step)
 
   def write(self, step: int, scalars: Mapping[str, ArrayLike], prefix: str = '') -> None:
     """Writes one line; `prefix` stands before each name, with a slash between.
@@ -173,17 +171,14 @@ class MetricWriter:
       self._lines.flush()
       for name, value in record.items():
         if name != 'step' and value is not None:
-          self._add_event(step, summary=summary.scalar(_tag(name), value))
+          self._events.add_scalar(step, name, value)
       self._events.flush()
 
   def image(self, step: int, name: str, array: np.ndarray) -> None:
     """Shows a picture, uint8 [H, W, 3], RGB, in TensorBoard."""
     with self._told():
-      self._add_event(step, summary=summary.image(_tag(name), array, dataformats='HWC'))
+      self._events.add_image(step, name, array)
       self._events.flush()
-
-  def _add_event(self, step, **content):
-    self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
   @contextlib.contextmanager
   def _told(self):
@@ -198,20 +193,17 @@ class MetricWriter:
   def close(self) -> None:
     """Brings everything to disk."""
     # Each write is on disk already, or has been told to have failed.
-    for file in (self._lines, self._events):
+    for name in ('_lines', '_events'):
       with contextlib.suppress(OSError):
-        file.close()
+        # The events may never have been opened.
+        if name in self.__dict__:
+          getattr(self, name).close()
 
   def __enter__(self) -> 'MetricWriter':
     return self
 
   def __exit__(self, *exception) -> None:
     self.close()
-
-
-def _tag(name: str) -> str:
-  """TensorBoard's names hold no @, which tensorboardX would warn of at every write."""
-  return re.sub(r'[^-/\w.]', '_', name)
 
 
 def _cut_away(path: pathlib.Path, last_step: float) -> None:
