@@ -99,7 +99,7 @@ def main() -> int:
   from if_jax.compilation_cache import keep_compiled_programs
 
   keep_compiled_programs()
-  # Of the many small objects that tracing makes few are garbage; looking for them as often as Python
+  # Of the many small objects that tracing makes, few are garbage; looking for it as often as Python
   # does by itself took a quarter of the time.
   gc.set_threshold(100_000, 20, 20)
   with processes.joined(
