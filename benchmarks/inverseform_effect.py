@@ -81,6 +81,10 @@ SETTINGS = {
 }
 
 
+# The other needs an inverse network that is to be trained first.
+_DEFAULT_SETTINGS = [name for name in SETTINGS if name != 'inverseform_predictions']
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser('python -m benchmarks.inverseform_effect', description=__doc__)
   add = parser.add_argument
@@ -89,7 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   add('--model', help='another one than that of the configuration')
   add('--num_steps', type=int, help="another budget than the configuration's")
   add('--seeds', type=_seeds, default='0,1,2')
-  add('--settings', type=_settings, default=','.join(SETTINGS), help='of ' + ', '.join(SETTINGS))
+  add(
+    '--settings',
+    type=_settings,
+    default=','.join(_DEFAULT_SETTINGS),
+    help='of ' + ', '.join(SETTINGS),
+  )
   add('--init_from', help='a weight folder that all trainings start from')
   add(
     '--override',
@@ -106,6 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict:
   wanted = [(setting, seed) for seed in arguments.seeds for setting in arguments.settings]
+  for setting in () if arguments.report_only else arguments.settings:
+    folder = SETTINGS[setting].overrides.get('loss.inversenet')
+    if folder and not Path(folder).is_dir():
+      raise ValueError(f'{setting} takes the inverse network in {folder}, which is not there')
   records = []
   for setting, seed in wanted:
     record = read_result(arguments, setting, seed)

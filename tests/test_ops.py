@@ -248,6 +248,9 @@ def test_soft_boundaries_name_a_wrong_shape():
     soft_boundary_map(jnp.zeros((3, 4, 5)))
   with pytest.raises(ValueError, match='radius must be at least 1 pixel, got 0'):
     soft_boundary_map(jnp.zeros((1, 3, 4, 5)), radius=0)
+  with pytest.raises(ValueError, match='probabilities must be float, got int32'):
+    soft_boundary_map(jnp.zeros((1, 3, 4, 5), int))
+  assert np.isnan(soft_boundary_map(jnp.full((1, 1, 3, 2), np.nan))).all()
   with pytest.raises(ValueError, match=r'valid must be .* \(1, 3, 4, 5\), got \(1, 3, 4\)'):
     soft_boundary_map(jnp.zeros((1, 3, 4, 5)), valid=jnp.ones((1, 3, 4), bool))
 

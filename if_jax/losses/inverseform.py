@@ -145,7 +145,7 @@ def inverseform_as_released(
   the network sees an empty prediction, and the gradient is exactly 0.
 
   Args:
-    edge_logits: float [B, H, W, 1].
+    edge_logits: float [B, H, W, 1]; probabilities would make no difference.
     edges: float [B, H, W, 1] in {0, 1}.
     inverse_net: as in `inverseform`.
     tile_rows: tiles over the height, of whatever image.

@@ -34,12 +34,12 @@ SEGMENTATION_LOSSES: dict[str, Callable[..., SumAndCount]] = {
 }
 
 
-def _as_released(probability, edges, *, inverse_net, tile_size, **_):
+def _as_released(predicted, edges, *, inverse_net, tile_size, **_):
   """The release has a grid of its own, one distance, and no pixels that are not valid.
 
   What is predicted makes no difference to it.
   """
-  return inverseform_as_released(probability, edges, inverse_net, tile_size=tile_size)
+  return inverseform_as_released(predicted, edges, inverse_net, tile_size=tile_size)
 
 
 # Name of a gradient -> the InverseForm term that has it.

@@ -67,7 +67,8 @@ def soft_boundary_map(
 
   The differentiable counterpart of `boundary_map`, and equal to it where the probabilities are 0
   and 1: it lets a loss on boundaries act on the classes of a network without an edge head.
-  Probabilities differ by their total variation, half the sum of absolute differences.
+  Probabilities differ by their total variation, half the sum of absolute differences. Reverse mode
+  only.
 
   Args:
     probabilities: float [B, H, W, K], K of a pixel add up to 1.
@@ -77,7 +78,7 @@ def soft_boundary_map(
   Returns:
     [B, H, W, 1] in [0, 1], of the same dtype.
   Raises:
-    ValueError: at trace time, for shapes that do not fit and if `radius` is not positive.
+    ValueError: at trace time, for shapes and dtypes that do not fit, or a radius below 1.
   Example:
     >>> probabilities = jax.nn.one_hot(jnp.array([[[0, 0, 0, 1, 1, 1]]]), 2)
     >>> soft_boundary_map(probabilities, radius=1)[0, 0, :, 0].tolist()
@@ -88,13 +89,15 @@ def soft_boundary_map(
   """
   if probabilities.ndim != 4:
     raise ValueError(f'probabilities must be [B, H, W, K], got {probabilities.shape}')
+  if not jnp.issubdtype(probabilities.dtype, jnp.floating):
+    raise ValueError(f'probabilities must be float, got {probabilities.dtype}')
   if valid is not None and valid.shape != (*probabilities.shape[:3], 1):
     raise ValueError(f'valid must be [B, H, W, 1] as {probabilities.shape}, got {valid.shape}')
   if radius < 1:
     raise ValueError(f'radius must be at least 1 pixel, got {radius}')
   if valid is None:
     valid = jnp.ones((*probabilities.shape[:3], 1), bool)
-  return _soft_boundary(probabilities, valid, radius)
+  return _soft_boundary(probabilities, valid.astype(bool), radius)
 
 
 # With a gradient of its own, and loops: else XLA holds a map or two for each offset, 15 times the
@@ -111,7 +114,8 @@ def _soft_boundary_forward(probabilities, valid, radius):
     boundary, farthest = found
     there, is_valid = neighbour(i)
     difference = jnp.sum(jnp.abs(probabilities - there), axis=-1, keepdims=True) / 2
-    is_farther = valid & is_valid & (difference > boundary)
+    # In this form what is not a number stays one.
+    is_farther = valid & is_valid & ~(difference <= boundary)
     return jnp.where(is_farther, difference, boundary), jnp.where(is_farther, i, farthest)
 
   nothing = jnp.zeros(valid.shape, probabilities.dtype), jnp.full(valid.shape, -1)
