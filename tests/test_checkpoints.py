@@ -56,7 +56,8 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
   _save(tmp_path, [1])
   with Checkpoints(tmp_path) as checkpoints:
     for wrong in (_state(1) | {'w': np.zeros((3, 7), np.float32)}, {'other': np.zeros(3)}):
-      with pytest.raises(ValueError, match=r'checkpoint 1 in .* is of another model or '):
+      message = r'checkpoint 1 in .* is of another model or of another version .*; resume with'
+      with pytest.raises(ValueError, match=message):
         checkpoints.restore_newest(wrong)
 
 

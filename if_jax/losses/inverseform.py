@@ -71,7 +71,6 @@ def inverseform(
   Source: Borse et al., InverseForm (2021), sections 3.2 and 3.3.
   Differs: see `inverseform_as_released` and docs/deviations.md.
   """
-  _check_maps(edge_logits, edges, valid)
   return inverseform_of_probability(
     jax.nn.sigmoid(edge_logits.astype(jnp.float32)),
     edges,
