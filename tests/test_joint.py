@@ -21,6 +21,7 @@ from if_jax.losses import (
   rmi,
 )
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
+from if_jax.ops.resize import resize_bilinear
 
 SEGMENTATION_LOSSES = {'cross_entropy': cross_entropy, 'ohem': ohem_cross_entropy, 'rmi': rmi}
 GRID = {'tile_rows': 1, 'tile_columns': 2}
@@ -155,6 +156,27 @@ def test_every_output_learns(segmentation, distance):
   for gradient in jax.tree.leaves(gradients):
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize('segmentation', SEGMENTATION_LOSSES)
+def test_cross_entropies_take_small_logits_where_there_are_some(segmentation):
+  """The terms stay as they are; with RMI, which needs the full size, attention alone takes them."""
+  rng = np.random.RandomState(2)
+  small = {
+    f'small_{name}': jnp.asarray(2 * rng.standard_normal((2, 4, 6, 4)), jnp.float32)
+    for name in ('logits', 'aux_logits')
+  }
+  full = {name.removeprefix('small_'): resize_bilinear(x, (16, 24)) for name, x in small.items()}
+  others = _outputs('edge_logits', 'aux_edge_logits')
+  value_and_grad = fast_jit(jax.value_and_grad(_joint(segmentation=segmentation), has_aux=True))
+  (_, expected), _ = value_and_grad(others | full, _labels())
+  (_, terms), gradient = value_and_grad(others | full | small, _labels())
+  assert set(terms) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(terms[name], value, rtol=1e-5)
+  for name in full:
+    assert np.any(gradient[f'small_{name}'])
+    assert np.any(gradient[name]) == (segmentation == 'rmi')
 
 
 def test_edge_logits_learn_from_inverseform_alone():

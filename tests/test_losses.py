@@ -10,6 +10,8 @@ import pytest
 from reference import load, nhwc
 
 from if_jax.losses import boundary_bce, cross_entropy, edge_attention, ohem_cross_entropy, rmi
+from if_jax.losses.nats import pixel_nats
+from if_jax.ops.resize import resize_bilinear
 
 REFERENCE = load('losses')
 SEGMENTATION = load('segmentation')
@@ -109,6 +111,43 @@ def test_an_image_without_labels_adds_nothing(inputs):
   value, gradient = jax.value_and_grad(lambda x: cross_entropy(x, labels.at[1].set(255))[0])(logits)
   np.testing.assert_allclose(value, cross_entropy(logits[:1], labels[:1])[0], rtol=1e-5)
   np.testing.assert_array_equal(gradient[1], 0)
+
+
+@pytest.mark.parametrize('factors', [(4, 4), (3, 5), (2, 1), (1, 8), (1, 1)])
+@pytest.mark.parametrize('size', [(3, 4), (1, 1)])
+def test_small_logits_are_enlarged_on_the_way(factors, size):
+  """Value and gradient of every pixel are those of logits enlarged before."""
+  rng = np.random.default_rng(0)
+  full_size = tuple(n * factor for n, factor in zip(size, factors, strict=True))
+  logits = jnp.asarray(20 * rng.standard_normal((2, *size, 5)), jnp.float32)
+  labels = jnp.asarray(rng.integers(-1, 7, (2, *full_size)))
+  weights = jnp.asarray(rng.standard_normal(labels.shape), jnp.float32)
+
+  def weighted(logits, enlarge):
+    nats = pixel_nats(resize_bilinear(logits, full_size) if enlarge else logits, labels)
+    return jnp.sum(weights * nats), nats
+
+  expected, actual = (
+    fast_jit(jax.value_and_grad(lambda x, e=enlarge: weighted(x, e), has_aux=True))(logits)
+    for enlarge in (True, False)
+  )
+  np.testing.assert_allclose(actual[0][1], expected[0][1], rtol=1e-5, atol=2e-5)
+  np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
+  np.testing.assert_array_equal(np.where((labels < 0) | (labels > 4), actual[0][1], 0), 0)
+
+
+@pytest.mark.parametrize('loss_fn', [cross_entropy, ohem_cross_entropy, edge_attention])
+def test_losses_take_small_logits(loss_fn):
+  logits, labels = _segmentation()
+  logits, labels = logits[:, :9, :12], labels[:, :36, :36]
+  edge_logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 36, 36, 1)), jnp.float32)
+  options = {'edge_logits': 2 * edge_logits} if loss_fn is edge_attention else {}
+  loss_fn = fast_jit(functools.partial(loss_fn, **options))
+  small = loss_fn(logits, labels)
+  np.testing.assert_allclose(small, loss_fn(resize_bilinear(logits, (36, 36)), labels), rtol=1e-5)
+  np.testing.assert_allclose(
+    loss_fn(logits, labels, nats=pixel_nats(logits, labels)), small, rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('edges', [0.0, 1.0])
@@ -325,6 +364,10 @@ def test_ohem_masking_equals_dropping():
 def test_shapes_that_do_not_fit_are_named():
   with pytest.raises(ValueError, match=r'\(1, 4, 4, 3\) and \(1, 4, 5\)'):
     cross_entropy(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 5), jnp.int32))
+  with pytest.raises(ValueError, match=r'whole multiples of them, got \(1, 4, 4, 3\)'):
+    pixel_nats(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8, 6), jnp.int32))
+  with pytest.raises(ValueError, match=r'\(1, 4, 4, 3\) and \(1, 8, 8\)'):
+    rmi(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8, 8), jnp.int32))
   with pytest.raises(ValueError, match='differ in shape'):
     boundary_bce(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 4, 4)))
   with pytest.raises(ValueError, match='edges and valid differ in shape'):

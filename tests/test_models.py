@@ -15,6 +15,7 @@ from if_jax.data.labels import CAMVID
 from if_jax.models import MODELS, create_model, from_pretrained, layers
 from if_jax.models.hrnet import HRNetSpec
 from if_jax.models.segmenter import Segmenter
+from if_jax.ops.resize import resize_bilinear
 from if_jax.weights import label_set_of, make_card, save_weights
 
 # Millions of parameters without and with the edge head, as the original networks have them.
@@ -214,8 +215,26 @@ def test_training_outputs_and_dtypes_in_bfloat16(name):
   )
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((outputs, variables)))
   expected = {'logits', 'aux_logits', 'edge_logits'}
-  expected |= {'attention', 'scale_logits'} if name == 'ocrnet48_hms' else {'aux_edge_logits'}
+  if name == 'ocrnet48_hms':
+    expected |= {'attention', 'scale_logits'}
+  else:
+    expected |= {'aux_edge_logits', 'small_logits', 'small_aux_logits'}
   assert set(outputs) == expected
+
+
+def test_small_logits_are_those_before_enlarging_where_a_loss_can_enlarge_them():
+  model = create_model('hrnet16_slim', num_classes=5)
+
+  def train(size):
+    rng = jax.random.key(0)
+    return model.init_with_output(rng, jax.random.normal(rng, (1, *size, 3)), train=True)[0]
+
+  outputs = train((16, 24))
+  for name in ('logits', 'aux_logits'):
+    assert outputs[f'small_{name}'].shape == (1, 2, 3, 5)
+    enlarged = resize_bilinear(outputs[f'small_{name}'], (16, 24))
+    np.testing.assert_array_equal(outputs[name], enlarged)
+  assert 'small_logits' not in jax.eval_shape(lambda: train((16, 23)))
 
 
 def test_bfloat16_stays_close_to_float32():

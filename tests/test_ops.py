@@ -264,14 +264,29 @@ def test_blur_matches_scipy_for_each_map_by_its_own_sigma():
 
 
 @pytest.mark.parametrize(
-  ('kernel_size', 'stride', 'padding', 'size'),
-  [(3, 1, 1, (7, 9)), (3, 1, 1, (1, 2)), (3, 2, 1, (7, 8)), (1, 1, 0, (4, 5)), (2, 2, 0, (6, 8))],
+  ('kernel_size', 'stride', 'padding', 'size', 'channels', 'features'),
+  [
+    (3, 1, 1, (7, 9), 3, 4),
+    (3, 1, 1, (1, 2), 3, 4),
+    (3, 1, 1, (5, 4), 9, 2),
+    (3, 1, 1, (3, 4), 48, 50),
+    (3, 2, 1, (7, 8), 3, 4),
+    (3, 2, 1, (7, 8), 64, 2),
+    (3, 2, 1, (6, 5), 64, 3),
+    (3, 2, 1, (1, 2), 64, 3),
+    (1, 1, 0, (4, 5), 3, 4),
+    (2, 2, 0, (6, 8), 3, 4),
+  ],
 )
-def test_convolution_and_its_gradients_match_pytorch(kernel_size, stride, padding, size):
+def test_convolution_and_its_gradients_match_pytorch(
+  kernel_size, stride, padding, size, channels, features
+):
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(2, *size, 3)).astype(np.float32)
-  kernel = rng.normal(size=(kernel_size, kernel_size, 3, 4)).astype(np.float32)
+  x = rng.normal(size=(2, *size, channels)).astype(np.float32)
+  scale = (kernel_size**2 * channels) ** -0.5
+  kernel = scale * rng.normal(size=(kernel_size, kernel_size, channels, features))
+  kernel = kernel.astype(np.float32)
   convolve = functools.partial(conv2d, stride=stride, padding=padding)
   result, transpose = jax.vjp(convolve, jnp.asarray(x), jnp.asarray(kernel))
   gradient = rng.normal(size=result.shape).astype(np.float32)

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 
+from if_jax.losses.nats import pixel_nats
+
 
 def cross_entropy(
   logits: jax.Array,
   labels: jax.Array,
   *,
   class_weighted: bool = True,
+  nats: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   r"""Cross-entropy per image, with rarer classes weighing up to twice as much.
@@ -18,9 +21,10 @@ def cross_entropy(
   :math:`\sum w_y (-\log p_y) / \sum w_y`.
 
   Args:
-    logits: float [B, H, W, K].
+    logits: float [B, h, w, K]; smaller ones than the labels are enlarged as by `pixel_nats`.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
     class_weighted: False: every labelled pixel weighs the same.
+    nats: of `pixel_nats` for these logits and labels, if they are at hand.
     axis_name: of the devices that hold the rest of the batch; the shares are then those of all.
   Returns:
     (total, count): float32 scalars; nats summed over the images of this device, and how many
@@ -34,14 +38,13 @@ def cross_entropy(
 
   Source: `ImageBasedCrossEntropyLoss2d` of NVIDIA's semantic-segmentation and of InverseForm.
   """
-  check_shapes(logits, labels)
+  nats = pixel_nats(logits, labels) if nats is None else nats
   num_classes = logits.shape[-1]
   valid, safe_labels = _mask(labels, num_classes)
   weights = valid.astype(jnp.float32)
   if class_weighted:
     class_weights = _class_weights(safe_labels, valid, num_classes, axis_name)
     weights = weights * class_weights[safe_labels]
-  nats = _nats(logits, safe_labels)
   weight = jnp.sum(weights, (1, 2))
   per_image = jnp.sum(weights * nats, (1, 2)) / jnp.where(weight > 0, weight, 1)
   return jnp.sum(per_image), jnp.float32(labels.shape[0])
@@ -53,23 +56,27 @@ def edge_attention(
   edge_logits: jax.Array,
   *,
   threshold: float = 0.8,
+  nats: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The same cross-entropy on the pixels alone that the network takes for boundaries.
 
   Args:
-    logits: float [B, H, W, K].
+    logits: float [B, h, w, K], as `cross_entropy`.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
     edge_logits: float [B, H, W, 1], before the sigmoid; no gradient flows into it.
     threshold: of the boundary probability above which a pixel counts, in (0, 1).
+    nats: as `cross_entropy`.
     axis_name: as `cross_entropy`.
   Returns:
     (total, count): as `cross_entropy`.
   Source: `edge_attention` of InverseForm's joint loss.
   Differs: the release compares 0.8 with a logit on one head and a probability on the other.
   """
+  nats = pixel_nats(logits, labels) if nats is None else nats
   on_boundary = jax.nn.sigmoid(edge_logits[..., 0].astype(jnp.float32)) > threshold
-  return cross_entropy(logits, jnp.where(on_boundary, labels, -1), axis_name=axis_name)
+  labels = jnp.where(on_boundary, labels, -1)
+  return cross_entropy(logits, labels, nats=nats, axis_name=axis_name)
 
 
 def ohem_cross_entropy(
@@ -78,6 +85,7 @@ def ohem_cross_entropy(
   *,
   threshold: float = 0.7,
   min_kept: int | None = None,
+  nats: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Cross-entropy of the pixels that the network finds hard: online hard example mining.
@@ -86,11 +94,12 @@ def ohem_cross_entropy(
   `min_kept` with the lowest.
 
   Args:
-    logits: float [B, H, W, K].
+    logits: float [B, h, w, K], as `cross_entropy`.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
     threshold: probability in (0, 1).
     min_kept: how many of these pixels count at least, as far as there are labels; None: a
       sixteenth of them, as the original's 100 000 are of its three crops of 512 x 1024.
+    nats: as `cross_entropy`.
     axis_name: unused, taken as by the other losses: each device mines its own pixels.
   Returns:
     (total, count): float32 scalars; nats summed over the hard pixels, and how many there are.
@@ -105,13 +114,12 @@ def ohem_cross_entropy(
   Source: Shrivastava et al. (2016); `OhemCrossEntropy` of the HRNet repository.
   Differs: with fewer labelled pixels than `min_kept` all count, there all but the easiest.
   """
-  check_shapes(logits, labels)
+  nats = pixel_nats(logits, labels) if nats is None else nats
   if min_kept is None:
     min_kept = max(1, labels.size // 16)
   if min_kept < 1:
     raise ValueError(f'min_kept must be at least 1 pixel, got {min_kept}')
-  valid, safe_labels = _mask(labels, logits.shape[-1])
-  nats = _nats(logits, safe_labels)
+  valid, _ = _mask(labels, logits.shape[-1])
   ascending = jnp.sort(jnp.where(valid, nats, -jnp.inf).ravel())
   easiest_kept = ascending[-min(min_kept, labels.size)]
   hard = valid & ((nats > -jnp.log(threshold)) | (nats >= easiest_kept))
@@ -124,11 +132,6 @@ def _mask(labels, num_classes):
   return valid, jnp.where(valid, labels, 0).astype(jnp.int32)
 
 
-def _nats(logits, safe_labels):
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-  return -jnp.take_along_axis(log_p, safe_labels[..., None], axis=-1)[..., 0]
-
-
 def _class_weights(safe_labels, valid, num_classes, axis_name):
   bins = jnp.where(valid, safe_labels, num_classes).ravel()
   counts = jnp.bincount(bins, length=num_classes + 1)[:num_classes]
@@ -138,11 +141,3 @@ def _class_weights(safe_labels, valid, num_classes, axis_name):
   share = counts / jnp.maximum(jnp.sum(counts), 1)
   # An absent class keeps the weight 1; no pixel has it, the release's numbers say so.
   return jnp.where(counts > 0, 2 - share, 1)
-
-
-def check_shapes(logits: jax.Array, labels: jax.Array) -> None:
-  """Raises a ValueError unless logits are [B, H, W, K] and labels [B, H, W]."""
-  if logits.ndim != 4 or logits.shape[:3] != labels.shape:
-    raise ValueError(
-      f'logits must be [B, H, W, K] and labels [B, H, W], got {logits.shape} and {labels.shape}'
-    )

@@ -18,6 +18,7 @@ from if_jax.losses.inverseform import (
   inverseform_as_released,
   inverseform_of_probability,
 )
+from if_jax.losses.nats import pixel_nats
 from if_jax.losses.rmi import rmi
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 
@@ -26,11 +27,17 @@ SumAndCount = tuple[jax.Array, jax.Array]
 # Name -> (weight, pair).
 Terms = dict[str, tuple[float | jax.Array, SumAndCount]]
 
-# Name -> (logits, labels, axis_name) to SumAndCount.
+
+def _rmi(logits, labels, *, nats, axis_name):
+  del nats
+  return rmi(logits, labels, axis_name=axis_name)
+
+
+# Name -> (logits, labels, nats, axis_name) to SumAndCount.
 SEGMENTATION_LOSSES: dict[str, Callable[..., SumAndCount]] = {
   'cross_entropy': cross_entropy,
   'ohem': ohem_cross_entropy,
-  'rmi': rmi,
+  'rmi': _rmi,
 }
 
 
@@ -119,7 +126,8 @@ def joint_loss(
 
   Args:
     outputs: of a model in training: 'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits',
-      and by scale 'scale_logits'.
+      and by scale 'scale_logits'. Where there are 'small_logits' and 'small_aux_logits', the
+      cross-entropies take these, see `pixel_nats`.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing in any term.
     step: how many steps of the training went before.
     weights: of the terms.
@@ -176,9 +184,11 @@ def joint_loss(
     inverseform_weight=jnp.where(step < inverseform_from, 0, weights.inverseform),
     axis_name=axis_name,
   )
-  terms = terms_of(outputs['logits'], outputs.get('edge_logits'))
+  terms = terms_of(outputs['logits'], outputs.get('edge_logits'), outputs.get('small_logits'))
   if weights.auxiliary and 'aux_logits' in outputs:
-    auxiliary = terms_of(outputs['aux_logits'], outputs.get('aux_edge_logits'))
+    auxiliary = terms_of(
+      outputs['aux_logits'], outputs.get('aux_edge_logits'), outputs.get('small_aux_logits')
+    )
     terms |= {f'aux_{name}': (weights.auxiliary * w, pair) for name, (w, pair) in auxiliary.items()}
   if weights.scales:
     for scale, logits in outputs.get('scale_logits', {}).items():
@@ -191,6 +201,7 @@ def joint_loss(
 def _terms(
   logits: jax.Array,
   edge_logits: jax.Array | None,
+  small_logits: jax.Array | None,
   *,
   labels: jax.Array,
   edges: jax.Array,
@@ -203,13 +214,14 @@ def _terms(
   axis_name: str | None,
 ) -> Terms:
   """Name -> (weight, (sum, count)) of one pair of outputs."""
-  segmentation = segmentation_fn(logits, labels, axis_name=axis_name)
+  nats = pixel_nats(logits if small_logits is None else small_logits, labels)
+  segmentation = segmentation_fn(logits, labels, nats=nats, axis_name=axis_name)
   terms: Terms = {'segmentation': (weights.segmentation, segmentation)}
   if edge_logits is not None and weights.boundary:
     boundary = boundary_bce(edge_logits, edges, valid=labelled, axis_name=axis_name)
     terms['boundary'] = weights.boundary, boundary
   if edge_logits is not None and weights.attention:
-    attention = edge_attention(logits, labels, edge_logits, axis_name=axis_name)
+    attention = edge_attention(logits, labels, edge_logits, nats=nats, axis_name=axis_name)
     terms['attention'] = weights.attention, attention
   if inverse_fn is not None:
     predicted = predicted_fn(logits, edge_logits, labelled)

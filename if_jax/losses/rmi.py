@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 from einops import reduce
 
-from if_jax.losses.cross_entropy import check_shapes
-
 # As the paper and NVIDIA's repository have them: maps shrink by 4, neighbourhoods are 3 x 3.
 _POOLING = 4
 _SIDE = 3
@@ -45,7 +43,10 @@ def rmi(
   semantic-segmentation.
   Differs: float32 throughout, where the original computes determinants in float64.
   """
-  check_shapes(logits, labels)
+  if logits.ndim != 4 or logits.shape[:3] != labels.shape:
+    raise ValueError(
+      f'logits must be [B, H, W, K] and labels [B, H, W], got {logits.shape} and {labels.shape}'
+    )
   if min(labels.shape[1:]) < 8:
     raise ValueError(f'rmi needs images of at least 8 x 8 pixels, got {labels.shape[1:]}')
   logits = logits.astype(jnp.float32)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from if_jax.models.layers import LOGITS_INIT, ConvNorm, ModuleDef
-from if_jax.ops.resize import resize_bilinear
+from if_jax.ops.resize import is_whole_multiple, resize_bilinear
 
 
 class ConvHead(nn.Module):
@@ -43,3 +43,15 @@ def enlarge_probability(logits: jax.Array, size: Sequence[int]) -> jax.Array:
   )
   tiny = jnp.finfo(jnp.float32).tiny
   return jnp.log(jnp.maximum(positive, tiny)) - jnp.log(jnp.maximum(negative, tiny))
+
+
+def before_enlarging(size: Sequence[int], **logits: jax.Array) -> dict[str, jax.Array]:
+  """Logits as float32, 'small_' before their names, for losses that enlarge on the way.
+
+  Those of which `size` is no whole multiple are left out.
+  """
+  return {
+    f'small_{name}': x.astype(jnp.float32)
+    for name, x in logits.items()
+    if is_whole_multiple(size, x.shape[1:3])
+  }

@@ -12,7 +12,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   """A 2-D convolution with square kernel. Reverse mode only.
 
   A 1x1 kernel is applied as a matrix product: on XLA's CPU backend 2.5 to 4 times faster. There,
-  the gradients of 1x1 and 3x3 kernels are matrix products, too.
+  gradients take other forms than XLA's own, too, where these are faster.
 
   Args:
     x: float [B, H, W, C].
@@ -28,12 +28,12 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
 def _apply(x, kernel, stride, padding):
   if kernel.shape[0] == 1 and stride == 1 and padding == 0:
     return jnp.tensordot(x, kernel[0, 0], 1)
+  return _convolve(x, kernel, stride, [(padding, padding)] * 2)
+
+
+def _convolve(x, kernel, stride, padding):
   return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=(stride, stride),
-    padding=[(padding, padding)] * 2,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
 
 
@@ -47,42 +47,84 @@ def _backward(stride, padding, residuals, gradient):
   gradient = jax.lax.optimization_barrier(gradient)
   x, kernel = residuals
   apply = functools.partial(_apply, stride=stride, padding=padding)
-  (x_gradient,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(gradient)
 
-  def by_xla(x, gradient):
+  def input_by_xla(x, kernel, gradient):
+    return jax.linear_transpose(lambda x: apply(x, kernel), x)(gradient)[0]
+
+  def kernel_by_xla(x, kernel, gradient):
     return jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(gradient)[0]
 
-  by_product = {
-    (1, 1, 0): _gradient_of_1x1,
-    (3, 1, 1): _gradient_of_3x3,
-    (3, 2, 1): _gradient_of_3x3_stride_2,
-  }.get((kernel.shape[0], stride, padding))
-  # Nine copies of a wide x: 62 ms for 256 to 36 channels of 4 x 64 x 128, and 45 by XLA.
-  is_too_wide = stride == 2 and kernel.shape[2] > 2 * kernel.shape[3]
-  if by_product is None or is_too_wide:
-    return x_gradient, by_xla(x, gradient)
-  kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=by_product, default=by_xla)
-  return x_gradient, kernel_gradient
+  form = kernel.shape[0], stride, padding
+  return tuple(
+    jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu or by_xla, default=by_xla)
+    for on_cpu, by_xla in (
+      (_input_gradient_on_cpu(form, *kernel.shape[2:]), input_by_xla),
+      (_kernel_gradient_on_cpu(form, *kernel.shape[2:]), kernel_by_xla),
+    )
+  )
 
 
 _conv2d = jax.custom_vjp(_apply, nondiff_argnums=(2, 3))
 _conv2d.defvjp(_forward, _backward)
 
-# Gradients of kernels as products of matrices, for XLA's CPU backend. Its own form of these
-# convolutions has the few channels as its image and the image as its channels, and transposes
-# both to get there.
+
+# Where XLA's CPU backend is slow in gradients, and what is done in its place. The times are those
+# of one core for two images.
 
 
-def _gradient_of_1x1(x, gradient):
+def _input_gradient_on_cpu(form, channels, features):
+  del features
+  # 64 channels of 128 x 256, from 64: 21 to 15 ms. With fewer channels it makes no difference.
+  return _input_gradient_of_stride_2 if form == (3, 2, 1) and channels >= 64 else None
+
+
+def _kernel_gradient_on_cpu(form, channels, features):
+  """A matrix product, or None.
+
+  XLA's own form of a kernel's gradient has the few channels as its image and the image as its
+  channels, and transposes both to get there.
+  """
+  if form == (1, 1, 0):
+    return _kernel_gradient_of_1x1
+  if form == (3, 1, 1) and channels > 4 * features:
+    return _kernel_gradient_of_wide_3x3
+  # 16 channels of 32 x 64: 1.5 to 0.3 ms; 18 of 64 x 128: 2.7 to 1.9; 64 of it: 13 by XLA, and 24.
+  if form == (3, 1, 1) and min(channels, features) < 48:
+    return _kernel_gradient_of_3x3
+  return None
+
+
+def _input_gradient_of_stride_2(x, kernel, gradient):
+  """Of each two by two pixels each has taps of its own: four small convolutions.
+
+  XLA puts zeros between the pixels of the gradient, and multiplies by them.
+  """
+  kernel = jnp.swapaxes(kernel, 2, 3)
+  # Even pixels see tap 1 alone, odd ones tap 2 and, of the next pixel of the gradient, tap 0.
+  even, odd = (slice(1, 2), (0, 0)), (slice(2, None, -2), (0, 1))
+  rows = [
+    jnp.stack(
+      [_convolve(gradient, kernel[y, x], 1, (below, right)) for x, right in (even, odd)], axis=3
+    )
+    for y, below in (even, odd)
+  ]
+  batch, height, width, channels = x.shape
+  blocks = jnp.stack(rows, axis=2)
+  pixels = blocks.reshape(batch, 2 * gradient.shape[1], 2 * gradient.shape[2], channels)
+  return pixels[:, :height, :width]
+
+
+def _kernel_gradient_of_1x1(x, kernel, gradient):
+  del kernel
   return _product_over_pixels(x, gradient)[None, None]
 
 
-def _gradient_of_3x3(x, gradient):
+def _kernel_gradient_of_3x3(x, kernel, gradient):
   """One product: of three copies of x moved along a row, and three of the gradient along a column.
 
   It holds all nine taps.
   """
-  width, channels, features = x.shape[2], x.shape[3], gradient.shape[3]
+  width, (channels, features) = x.shape[2], kernel.shape[2:]
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   x = jnp.concatenate([x[:, :, i : i + width] for i in range(3)], axis=-1)
   moved = [jnp.pad(gradient, ((0, 0), (i, 2 - i), (0, 0), (0, 0))) for i in range(3)]
@@ -90,16 +132,15 @@ def _gradient_of_3x3(x, gradient):
   return product.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 
-def _gradient_of_3x3_stride_2(x, gradient):
-  """One product: of nine copies of x, one for each tap, and the gradient."""
-  height, width, features = gradient.shape[1:]
-  channels = x.shape[3]
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  taps = [
-    x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)
+def _kernel_gradient_of_wide_3x3(x, kernel, gradient):
+  """One product: of x, which is wide, as it is, and nine moved copies of the gradient."""
+  height, width = x.shape[1:3]
+  gradient = jnp.pad(gradient, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  moved = [
+    gradient[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width] for i in range(3) for j in range(3)
   ]
-  product = _product_over_pixels(jnp.concatenate(taps, axis=-1), gradient)
-  return product.reshape(3, 3, channels, features)
+  product = _product_over_pixels(x, jnp.concatenate(moved, axis=-1))
+  return product.reshape(kernel.shape[2], 3, 3, -1).transpose(1, 2, 0, 3)
 
 
 def _product_over_pixels(x, gradient):

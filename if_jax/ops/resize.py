@@ -50,6 +50,11 @@ def resize_bilinear(
   return image
 
 
+def is_whole_multiple(size: Sequence[int], small: Sequence[int]) -> bool:
+  """Whether each side is a whole multiple of that of `small`."""
+  return all(n > 0 and m % n == 0 for m, n in zip(size, small, strict=True))
+
+
 def scale_size(size: Sequence[int], scale: float) -> tuple[int, int]:
   """The size of an image of `size` scaled by `scale`, rounded down as PyTorch rounds it."""
   height, width = (max(1, _scale_side(side, scale)) for side in size)
@@ -125,7 +130,7 @@ def _enlarge(x: jax.Array, axis: int, factor: int) -> jax.Array:
   neighbours = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(3)]
   phases = [
     sum(neighbour * weight for neighbour, weight in zip(neighbours, weights, strict=True) if weight)
-    for weights in _phase_weights(factor)
+    for weights in phase_weights(factor)
   ]
   shape = (*x.shape[:axis], length * factor, *x.shape[axis + 1 :])
   return jnp.stack(phases, axis + 1).reshape(shape)
@@ -145,7 +150,7 @@ def _enlarge_backward(axis, factor, _, gradient):
   before, here, after = jax.lax.optimization_barrier(
     [
       sum(phase * weight for phase, weight in zip(phases, weights, strict=True) if weight)
-      for weights in zip(*_phase_weights(factor), strict=True)
+      for weights in zip(*phase_weights(factor), strict=True)
     ]
   )
   # Beyond the frame stands a copy of the last pixel: what goes there comes back to it.
@@ -166,8 +171,11 @@ def _enlarge_backward(axis, factor, _, gradient):
 _enlarge.defvjp(_enlarge_forward, _enlarge_backward)
 
 
-def _phase_weights(factor: int) -> list[tuple[float, float, float]]:
-  """For each new pixel of an old one, the weights of the old one's neighbours and of itself."""
+def phase_weights(factor: int) -> list[tuple[float, float, float]]:
+  """For each new pixel of an old one, along one axis, the weights of the old pixels about it.
+
+  They are those of the one before it, of itself and of the one after it.
+  """
   weights = []
   for k in range(factor):
     offset = (k + 0.5) / factor - 0.5  # of the new pixel's centre from the old one's, in old pixels

@@ -1,0 +1,140 @@
+"""Cross-entropy of single pixels, from logits that need not be enlarged to the labels before."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from if_jax.ops.resize import is_whole_multiple, phase_weights
+
+
+def pixel_nats(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The cross-entropy of each pixel, -log p of its label. Reverse mode only.
+
+  Logits may be smaller than the labels. They are then enlarged as `resize_bilinear` does it, but
+  one class at a time, so that the largest tensor of a training step is never there as a whole:
+  with 19 classes this takes a third of the time on a CPU.
+
+  Args:
+    logits: float [B, h, w, K], finite.
+    labels: integer [B, H, W], H and W whole multiples of h and w; values outside 0 .. K - 1
+      count for nothing.
+  Returns:
+    float32 [B, H, W], nats; 0 where the label counts for nothing.
+  Raises:
+    ValueError: at trace time, if the shapes do not fit.
+  Example:
+    >>> nats = pixel_nats(jnp.zeros((1, 2, 2, 3)), jnp.array([[[0, 1, 2, -1]] * 4]))
+    >>> nats[0, 0].round(4).tolist()  # log 3, three times
+    [1.0986000299453735, 1.0986000299453735, 1.0986000299453735, 0.0]
+  """
+  check_shapes(logits, labels)
+  logits = logits.astype(jnp.float32)
+  valid = (labels >= 0) & (labels < logits.shape[-1])
+  safe_labels = jnp.where(valid, labels, 0).astype(jnp.int32)
+  if logits.shape[:3] == labels.shape:
+    log_p = jax.nn.log_softmax(logits)
+    nats = -jnp.take_along_axis(log_p, safe_labels[..., None], axis=-1)[..., 0]
+  else:
+    nats = _nats_of_small(logits, safe_labels)
+  return jnp.where(valid, nats, 0)
+
+
+def check_shapes(logits: jax.Array, labels: jax.Array) -> None:
+  """Raises a ValueError unless logits are [B, h, w, K] and fit labels [B, H, W]."""
+  fits = (
+    logits.ndim == 4
+    and labels.ndim == 3
+    and logits.shape[0] == labels.shape[0]
+    and is_whole_multiple(labels.shape[1:], logits.shape[1:3])
+  )
+  if not fits:
+    raise ValueError(
+      'logits must be [B, h, w, K] and labels [B, H, W], with H and W equal to h and w or whole '
+      f'multiples of them, got {logits.shape} and {labels.shape}'
+    )
+
+
+# An enlarged pixel is a weighted sum of the nine small ones about it. Its weights depend on its
+# place in the small pixel that it lies in, its phase; so all enlarged pixels of one class are a
+# product, [phases, 9] by [9, B * h * w], and stay ordered by phase, [phases, B * h * w].
+
+
+@jax.custom_vjp
+def _nats_of_small(logits, labels):
+  return _nats_forward(logits, labels)[0]
+
+
+def _nats_forward(logits, labels):
+  planes, numbers = _planes(logits)
+  weights, split, join = _phases(logits.shape, labels.shape)
+  labels = split(labels)
+
+  def add_class(carry, plane_and_number):
+    """One class more in: the largest logit, the sum of exponentials over its own, the label's."""
+    largest, total, of_label = carry
+    plane, number = plane_and_number
+    logit = _product(weights, _nine_taps(plane))
+    ratio = jnp.exp(-jnp.abs(logit - largest))
+    total = jnp.where(logit > largest, total * ratio + 1, total + ratio)
+    of_label = jnp.where(labels == number, logit, of_label)
+    return (jnp.maximum(largest, logit), total, of_label), None
+
+  zeros = jnp.zeros(labels.shape)
+  nothing = jnp.full(labels.shape, -jnp.inf), zeros, zeros
+  (largest, total, of_label), _ = jax.lax.scan(add_class, nothing, (planes, numbers))
+  log_total = largest + jnp.log(total)
+  return join(log_total - of_label), (logits, labels, log_total)
+
+
+def _nats_backward(residuals, gradient):
+  logits, labels, log_total = residuals
+  planes, numbers = _planes(logits)
+  weights, split, _ = _phases(logits.shape, gradient.shape)
+  # XLA would make it anew for each class.
+  gradient = jax.lax.optimization_barrier(split(gradient))
+
+  def of_class(plane_and_number):
+    plane, number = plane_and_number
+    probability = jnp.exp(_product(weights, _nine_taps(plane)) - log_total)
+    taps = _product(weights.T, (probability - (labels == number)) * gradient)
+    return jax.linear_transpose(_nine_taps, plane)(taps)[0]
+
+  planes = jax.lax.map(of_class, (planes, numbers))
+  return jnp.moveaxis(planes, 0, -1), None
+
+
+_nats_of_small.defvjp(_nats_forward, _nats_backward)
+
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def _planes(logits):
+  """Logits by class, [K, B, h, w], and the classes' numbers."""
+  return jnp.moveaxis(logits, -1, 0), jnp.arange(logits.shape[-1])
+
+
+def _nine_taps(plane):
+  """Each pixel of [B, h, w] and its neighbours, [9, B * h * w]; beyond the frame, copies."""
+  height, width = plane.shape[1:]
+  padded = jnp.pad(plane, ((0, 0), (1, 1), (1, 1)), mode='edge')
+  taps = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+  return jnp.stack(taps).reshape(9, -1)
+
+
+def _phases(shape, full_shape):
+  """Weights [phases, 9], and what orders [B, H, W] by phase and back."""
+  batch, height, width = shape[:3]
+  factors = full_shape[1] // height, full_shape[2] // width
+  weights = np.kron(*(np.float32(phase_weights(factor)) for factor in factors))
+
+  def split(full):
+    blocks = full.reshape(batch, height, factors[0], width, factors[1])
+    return blocks.transpose(2, 4, 0, 1, 3).reshape(len(weights), -1)
+
+  def join(phases):
+    blocks = phases.reshape(*factors, batch, height, width)
+    return blocks.transpose(2, 3, 0, 4, 1).reshape(full_shape)
+
+  return weights, split, join
