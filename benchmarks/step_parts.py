@@ -70,6 +70,12 @@ def make_pieces(config: ConfigDict) -> dict[str, Callable[[], object]]:
       rngs={'dropout': jax.random.key(config.seed)},
     )
 
+  def forward_pass(*arguments):
+    outputs, updated = forward(*arguments)
+    # What the loss takes before it is enlarged, a step does not make at full size.
+    unused = {name.removeprefix('small_') for name in outputs if name.startswith('small_')}
+    return {name: x for name, x in outputs.items() if name not in unused}, updated
+
   def loss(params, batch_stats, batch, loss_fn):
     outputs, updated = forward(params, batch_stats, batch)
     return loss_fn(outputs, batch['label'])[0], updated
@@ -84,7 +90,7 @@ def make_pieces(config: ConfigDict) -> dict[str, Callable[[], object]]:
   segmentation = loss_without(config, 'boundary', 'attention', 'inverseform')
   with_boundaries = loss_without(config, 'inverseform')
   return {
-    'forward pass': functools.partial(jax.jit(forward), *arguments),
+    'forward pass': functools.partial(jax.jit(forward_pass), *arguments),
     'segmentation loss': functools.partial(jax.jit(loss), *arguments, segmentation),
     'backward pass of these': functools.partial(gradient, *arguments, segmentation),
     'boundary terms': functools.partial(gradient, *arguments, with_boundaries),

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from reference import load, nhwc
 
-from if_jax.losses import boundary_bce, cross_entropy, edge_attention, ohem_cross_entropy, rmi
-from if_jax.losses.nats import pixel_nats
+from if_jax.losses import (
+  boundary_bce,
+  cross_entropy,
+  edge_attention,
+  nats,
+  ohem_cross_entropy,
+  pixel_nats,
+  rmi,
+)
 from if_jax.ops.resize import resize_bilinear
 
 REFERENCE = load('losses')
@@ -124,8 +131,8 @@ def test_small_logits_are_enlarged_on_the_way(factors, size):
   weights = jnp.asarray(rng.standard_normal(labels.shape), jnp.float32)
 
   def weighted(logits, enlarge):
-    nats = pixel_nats(resize_bilinear(logits, full_size) if enlarge else logits, labels)
-    return jnp.sum(weights * nats), nats
+    values = pixel_nats(resize_bilinear(logits, full_size) if enlarge else logits, labels)
+    return jnp.sum(weights * values), values
 
   expected, actual = (
     fast_jit(jax.value_and_grad(lambda x, e=enlarge: weighted(x, e), has_aux=True))(logits)
@@ -134,6 +141,53 @@ def test_small_logits_are_enlarged_on_the_way(factors, size):
   np.testing.assert_allclose(actual[0][1], expected[0][1], rtol=1e-5, atol=2e-5)
   np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
   np.testing.assert_array_equal(np.where((labels < 0) | (labels > 4), actual[0][1], 0), 0)
+
+
+@pytest.mark.parametrize('size', [(3, 4), (1, 2)])
+def test_other_platforms_nats_are_those_of_a_cpu(size):
+  """They enlarge all classes at once."""
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(5 * rng.standard_normal((2, *size, 5)), jnp.float32)
+  labels = jnp.asarray(rng.integers(0, 5, (2, 4 * size[0], 3 * size[1])), jnp.int32)
+  gradient = jnp.asarray(rng.standard_normal(labels.shape), jnp.float32)
+  forward = fast_jit(nats._nats_by_class)(logits, labels)
+  expected = fast_jit(nats._nats_by_enlarging)(logits, labels)
+  np.testing.assert_allclose(forward, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    fast_jit(nats._gradient_by_class)(logits, labels, expected[1], gradient),
+    fast_jit(nats._gradient_by_enlarging)(logits, labels, expected[1], gradient),
+    atol=1e-5,
+  )
+
+
+def test_a_certain_pixel_keeps_what_is_left():
+  """log(1 + 3 exp(-15.6)) and the like: by 1e-7 of the logit itself, they would be lost."""
+  logits = jnp.array([[100.0, 86.0, 86.0, 0.0], [21.3, 3.1, 2.2, 5.7]])[:, None, None]
+  labels = jnp.zeros((2, 2, 2), int)
+  expected = np.float64(logits) - np.float64(logits[..., :1])
+  expected = np.log1p(np.exp(expected[..., 1:]).sum(-1))
+  np.testing.assert_allclose(
+    pixel_nats(logits, labels), np.broadcast_to(expected, labels.shape), atol=1e-7, rtol=0.05
+  )
+
+
+@pytest.mark.parametrize('enable_x64', [False, True])
+def test_nats_are_float32_where_they_are_enlarged_on_a_mesh_of_devices(enable_x64):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('d',))
+  by_device = jax.sharding.PartitionSpec('d')
+
+  def total(logits, labels):
+    values = pixel_nats(logits, labels)
+    assert values.dtype == jnp.float32
+    return jnp.sum(values)[None]
+
+  with jax.enable_x64(enable_x64):
+    on_devices = jax.shard_map(total, mesh=mesh, in_specs=by_device, out_specs=by_device)
+    logits, labels = jnp.ones((1, 2, 2, 3), jnp.float32), jnp.zeros((1, 4, 4), jnp.int32)
+    gradient = fast_jit(jax.grad(lambda x: jnp.sum(on_devices(x, labels))))(logits)
+  assert gradient.dtype == jnp.float32
+  np.testing.assert_allclose(jnp.sum(gradient, -1), 0, atol=1e-6)
+  np.testing.assert_allclose(jnp.sum(gradient[..., 0]), -16 * 2 / 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize('loss_fn', [cross_entropy, ohem_cross_entropy, edge_attention])
@@ -366,6 +420,10 @@ def test_shapes_that_do_not_fit_are_named():
     cross_entropy(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 4, 5), jnp.int32))
   with pytest.raises(ValueError, match=r'whole multiples of them, got \(1, 4, 4, 3\)'):
     pixel_nats(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8, 6), jnp.int32))
+  with pytest.raises(ValueError, match=r'like the labels, \(1, 8, 8\), got \(1, 4, 4\)'):
+    cross_entropy(
+      jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8, 8), jnp.int32), nats=jnp.zeros((1, 4, 4))
+    )
   with pytest.raises(ValueError, match=r'\(1, 4, 4, 3\) and \(1, 8, 8\)'):
     rmi(jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 8, 8), jnp.int32))
   with pytest.raises(ValueError, match='differ in shape'):

@@ -91,6 +91,11 @@ def test_resize_keeps_constants_and_dtype():
   np.testing.assert_array_equal(resized.astype(jnp.float32), 3)
 
 
+@pytest.mark.parametrize('channels', [1, 2])
+def test_no_images_resize_to_none(channels):
+  assert resize_bilinear(jnp.zeros((0, 8, 10, channels)), (7, 14)).shape == (0, 7, 14, channels)
+
+
 def test_resize_names_a_wrong_shape():
   with pytest.raises(ValueError, match=r'\[B, H, W, C\], got shape \(4, 4, 3\)'):
     resize_bilinear(jnp.zeros((4, 4, 3)), (2, 2))

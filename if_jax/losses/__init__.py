@@ -8,6 +8,7 @@ from if_jax.losses.inverseform import (
   inverseform_of_probability,
 )
 from if_jax.losses.joint import LossWeights, joint_loss
+from if_jax.losses.nats import pixel_nats
 from if_jax.losses.rmi import rmi
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
   'inverseform_of_probability',
   'joint_loss',
   'ohem_cross_entropy',
+  'pixel_nats',
   'rmi',
 ]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from if_jax.losses.nats import pixel_nats
+from if_jax.losses.nats import check_shapes, pixel_nats
 
 
 def cross_entropy(
@@ -21,7 +21,8 @@ def cross_entropy(
   :math:`\sum w_y (-\log p_y) / \sum w_y`.
 
   Args:
-    logits: float [B, h, w, K]; smaller ones than the labels are enlarged as by `pixel_nats`.
+    logits: float [B, h, w, K]; if they are smaller than the labels, then finite, and enlarged as
+      by `pixel_nats`.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing.
     class_weighted: False: every labelled pixel weighs the same.
     nats: of `pixel_nats` for these logits and labels, if they are at hand.
@@ -38,7 +39,7 @@ def cross_entropy(
 
   Source: `ImageBasedCrossEntropyLoss2d` of NVIDIA's semantic-segmentation and of InverseForm.
   """
-  nats = pixel_nats(logits, labels) if nats is None else nats
+  nats = _nats_of(logits, labels, nats)
   num_classes = logits.shape[-1]
   valid, safe_labels = _mask(labels, num_classes)
   weights = valid.astype(jnp.float32)
@@ -73,7 +74,7 @@ def edge_attention(
   Source: `edge_attention` of InverseForm's joint loss.
   Differs: the release compares 0.8 with a logit on one head and a probability on the other.
   """
-  nats = pixel_nats(logits, labels) if nats is None else nats
+  nats = _nats_of(logits, labels, nats)
   on_boundary = jax.nn.sigmoid(edge_logits[..., 0].astype(jnp.float32)) > threshold
   labels = jnp.where(on_boundary, labels, -1)
   return cross_entropy(logits, labels, nats=nats, axis_name=axis_name)
@@ -114,7 +115,7 @@ def ohem_cross_entropy(
   Source: Shrivastava et al. (2016); `OhemCrossEntropy` of the HRNet repository.
   Differs: with fewer labelled pixels than `min_kept` all count, there all but the easiest.
   """
-  nats = pixel_nats(logits, labels) if nats is None else nats
+  nats = _nats_of(logits, labels, nats)
   if min_kept is None:
     min_kept = max(1, labels.size // 16)
   if min_kept < 1:
@@ -124,6 +125,15 @@ def ohem_cross_entropy(
   easiest_kept = ascending[-min(min_kept, labels.size)]
   hard = valid & ((nats > -jnp.log(threshold)) | (nats >= easiest_kept))
   return jnp.sum(jnp.where(hard, nats, 0)), jnp.sum(hard).astype(jnp.float32)
+
+
+def _nats_of(logits, labels, nats):
+  check_shapes(logits, labels)
+  if nats is None:
+    return pixel_nats(logits, labels)
+  if nats.shape != labels.shape:
+    raise ValueError(f'nats must be [B, H, W] like the labels, {labels.shape}, got {nats.shape}')
+  return nats
 
 
 def _mask(labels, num_classes):

@@ -126,8 +126,9 @@ def joint_loss(
 
   Args:
     outputs: of a model in training: 'logits', 'aux_logits', 'edge_logits', 'aux_edge_logits',
-      and by scale 'scale_logits'. Where there are 'small_logits' and 'small_aux_logits', the
-      cross-entropies take these, see `pixel_nats`.
+      and by scale 'scale_logits'. Where there are 'small_logits' and 'small_aux_logits', the same
+      before they are enlarged, the cross-entropies take these (see `pixel_nats`): whoever changes
+      the others takes them out.
     labels: integer [B, H, W]; values outside 0 .. K - 1 count for nothing in any term.
     step: how many steps of the training went before.
     weights: of the terms.

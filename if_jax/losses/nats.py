@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from if_jax.ops.resize import is_whole_multiple, phase_weights
+from if_jax.ops.resize import is_whole_multiple, phase_weights, resize_bilinear
 
 
 def pixel_nats(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """The cross-entropy of each pixel, -log p of its label. Reverse mode only.
 
-  Logits may be smaller than the labels. They are then enlarged as `resize_bilinear` does it, but
-  one class at a time, so that the largest tensor of a training step is never there as a whole:
-  with 19 classes this takes a third of the time on a CPU.
+  Logits may be smaller than the labels. They are then enlarged as `resize_bilinear` does it; on a
+  CPU one class at a time, so that the largest tensor of a training step is never there as a
+  whole, in a third of the time with 19 classes.
 
   Args:
     logits: float [B, h, w, K], finite.
@@ -56,18 +56,51 @@ def check_shapes(logits: jax.Array, labels: jax.Array) -> None:
     )
 
 
-# An enlarged pixel is a weighted sum of the nine small ones about it. Its weights depend on its
-# place in the small pixel that it lies in, its phase; so all enlarged pixels of one class are a
-# product, [phases, 9] by [9, B * h * w], and stay ordered by phase, [phases, B * h * w].
-
-
 @jax.custom_vjp
 def _nats_of_small(logits, labels):
   return _nats_forward(logits, labels)[0]
 
 
 def _nats_forward(logits, labels):
-  planes, numbers = _planes(logits)
+  nats, log_total = jax.lax.platform_dependent(
+    logits, labels, cpu=_nats_by_class, default=_nats_by_enlarging
+  )
+  return nats, (logits, labels, log_total)
+
+
+def _nats_backward(residuals, gradient):
+  logits_gradient = jax.lax.platform_dependent(
+    *residuals, gradient, cpu=_gradient_by_class, default=_gradient_by_enlarging
+  )
+  return logits_gradient, None
+
+
+_nats_of_small.defvjp(_nats_forward, _nats_backward)
+
+
+def _nats_by_enlarging(logits, labels):
+  """Nats, and the logarithm of all exponentials' sum: [B, H, W] each."""
+  logits = resize_bilinear(logits, labels.shape[1:])
+  log_total = jax.nn.logsumexp(logits, axis=-1)
+  log_p = jax.nn.log_softmax(logits)
+  return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0], log_total
+
+
+def _gradient_by_enlarging(logits, labels, log_total, gradient):
+  resize = functools.partial(resize_bilinear, size=labels.shape[1:])
+  probabilities = jnp.exp(resize(logits) - log_total[..., None])
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+  full_gradient = (probabilities - is_label) * gradient[..., None]
+  return jax.vjp(resize, logits)[1](full_gradient)[0]
+
+
+# An enlarged pixel is a weighted sum of the nine small ones about it. Its weights depend on its
+# place in the small pixel that it lies in, its phase; so all enlarged pixels of one class are a
+# product, [phases, 9] by [9, B * h * w], and stay ordered by phase, [phases, B * h * w].
+
+
+def _nats_by_class(logits, labels):
+  """As `_nats_by_enlarging`."""
   weights, split, join = _phases(logits.shape, labels.shape)
   labels = split(labels)
 
@@ -81,19 +114,20 @@ def _nats_forward(logits, labels):
     of_label = jnp.where(labels == number, logit, of_label)
     return (jnp.maximum(largest, logit), total, of_label), None
 
-  zeros = jnp.zeros(labels.shape)
-  nothing = jnp.full(labels.shape, -jnp.inf), zeros, zeros
-  (largest, total, of_label), _ = jax.lax.scan(add_class, nothing, (planes, numbers))
-  log_total = largest + jnp.log(total)
-  return join(log_total - of_label), (logits, labels, log_total)
+  zeros = jnp.zeros_like(labels, jnp.float32)
+  nothing = zeros - jnp.inf, zeros, zeros
+  (largest, total, of_label), _ = jax.lax.scan(add_class, nothing, _planes(logits))
+  log_of_total = jnp.log(total)
+  # In this order, or what a certain pixel has left is lost to rounding.
+  return join(largest - of_label + log_of_total), join(largest + log_of_total)
 
 
-def _nats_backward(residuals, gradient):
-  logits, labels, log_total = residuals
-  planes, numbers = _planes(logits)
-  weights, split, _ = _phases(logits.shape, gradient.shape)
-  # XLA would make it anew for each class.
-  gradient = jax.lax.optimization_barrier(split(gradient))
+def _gradient_by_class(logits, labels, log_total, gradient):
+  weights, split, _ = _phases(logits.shape, labels.shape)
+  # XLA would make them anew for each class.
+  labels, log_total, gradient = jax.lax.optimization_barrier(
+    (split(labels), split(log_total), split(gradient))
+  )
 
   def of_class(plane_and_number):
     plane, number = plane_and_number
@@ -101,11 +135,8 @@ def _nats_backward(residuals, gradient):
     taps = _product(weights.T, (probability - (labels == number)) * gradient)
     return jax.linear_transpose(_nine_taps, plane)(taps)[0]
 
-  planes = jax.lax.map(of_class, (planes, numbers))
-  return jnp.moveaxis(planes, 0, -1), None
+  return jnp.moveaxis(jax.lax.map(of_class, _planes(logits)), 0, -1)
 
-
-_nats_of_small.defvjp(_nats_forward, _nats_backward)
 
 _product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 

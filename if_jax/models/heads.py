@@ -45,8 +45,8 @@ def enlarge_probability(logits: jax.Array, size: Sequence[int]) -> jax.Array:
   return jnp.log(jnp.maximum(positive, tiny)) - jnp.log(jnp.maximum(negative, tiny))
 
 
-def before_enlarging(size: Sequence[int], **logits: jax.Array) -> dict[str, jax.Array]:
-  """Logits as float32, 'small_' before their names, for losses that enlarge on the way.
+def small_outputs(size: Sequence[int], **logits: jax.Array) -> dict[str, jax.Array]:
+  """Logits before they are enlarged, as float32, for losses that do it on the way.
 
   Those of which `size` is no whole multiple are left out.
   """

@@ -125,7 +125,7 @@ class InverseMatcher(nn.Module):
 
 
 class InverseMLP(nn.Module):
-  """The fully connected network of the InverseForm release.
+  """The fully connected network of the InverseForm release. Reverse mode only.
 
   Attributes:
     num_outputs: 4 in the release: normalised shifts and scales, all 0 for equal maps.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from if_jax.models.heads import ConvHead, before_enlarging, enlarge_logits, enlarge_probability
+from if_jax.models.heads import ConvHead, enlarge_logits, enlarge_probability, small_outputs
 from if_jax.models.hrnet import HRNet, HRNetSpec
 from if_jax.models.layers import LOGITS_INIT, BatchNorm, Conv, Dtype, check_mode
 from if_jax.models.ocr import OCR
@@ -51,7 +51,7 @@ class Segmenter(nn.Module):
       'logits' float32 [B, H, W, K] and, with an edge head, 'edge_logits' float32 [B, H, W, 1];
       in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'; and, where the image
       is a whole multiple of them, 'small_logits' and 'small_aux_logits', float32 [B, h, w, K]:
-      the same before they are enlarged, for `if_jax.losses.nats.pixel_nats`.
+      the same before they are enlarged, which `joint_loss` prefers.
     """
     check_mode(self, train)
     size = image.shape[1:3]
@@ -74,7 +74,7 @@ class Segmenter(nn.Module):
     outputs = {'logits': enlarge_logits(logits, size)}
     if train:
       outputs['aux_logits'] = enlarge_logits(aux_logits, size)
-      outputs |= before_enlarging(size, logits=logits, aux_logits=aux_logits)
+      outputs |= small_outputs(size, logits=logits, aux_logits=aux_logits)
     if self.edge_head:
       edge_logits = conv(1, use_bias=True, kernel_init=LOGITS_INIT, name='edge_classifier')(
         edge_features

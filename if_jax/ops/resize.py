@@ -22,10 +22,10 @@ def resize_bilinear(
   Whole factors take short cuts that XLA fuses with their neighbours: enlarging is slices, weighted
   sums and an interleaving reshape, shrinking picks the middle pixels. A gather in their place
   makes XLA's CPU backend transpose and recompute whatever comes before it; other factors take it
-  all the same, for a product with a matrix of weights is dearer still.
+  all the same, for a product with a matrix of weights is dearer still but for single channels.
 
   Args:
-    image: float [B, H, W, C].
+    image: float [B, H, W, C], finite: what is not may spread further than to its neighbours.
     size: (height, width) of the result, in pixels.
     align_corners: True maps corner pixel centres onto corner pixel centres; False (the field's
       default) maps the outer edges of the corner pixels onto each other.
@@ -201,17 +201,18 @@ def _resize_by_product(x: jax.Array, axis: int, out: int, align_corners: bool) -
   length = x.shape[axis]
   # With corners aligned nothing recurs.
   num_blocks = 1 if align_corners else math.gcd(length, out)
-  weights = jnp.asarray(_block_weights(length // num_blocks, out // num_blocks, align_corners))
+  size = length // num_blocks
+  weights = jnp.asarray(_block_weights(size, out // num_blocks, align_corners))
   weights = weights.astype(x.dtype)
   blocks = _blocks(x, axis, num_blocks)
   outer, inner = math.prod(x.shape[:axis]) * num_blocks, math.prod(x.shape[axis + 1 :])
   highest = jax.lax.Precision.HIGHEST
   if inner == 1:
-    product = jnp.matmul(blocks.reshape(outer, -1), weights.T, precision=highest)
+    product = jnp.matmul(blocks.reshape(outer, size + 2), weights.T, precision=highest)
   else:
     # One product for each of the outer indices, or XLA would move the axis to the front and back.
     weights = jnp.broadcast_to(weights, (outer, *weights.shape))
-    product = jnp.matmul(weights, blocks.reshape(outer, -1, inner), precision=highest)
+    product = jnp.matmul(weights, blocks.reshape(outer, size + 2, inner), precision=highest)
   return product.reshape(*x.shape[:axis], out, *x.shape[axis + 1 :])
 
 
@@ -222,7 +223,8 @@ def _blocks(x: jax.Array, axis: int, num_blocks: int) -> jax.Array:
   padded = jnp.pad(x, pad, mode='edge')
 
   def cut(x):
-    return x.reshape(*x.shape[:axis], num_blocks, -1, *x.shape[axis + 1 :])
+    blocks = num_blocks, x.shape[axis] // num_blocks
+    return x.reshape(*x.shape[:axis], *blocks, *x.shape[axis + 1 :])
 
   part = functools.partial(jax.lax.slice_in_dim, axis=axis)
   size = length // num_blocks
