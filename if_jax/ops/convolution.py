@@ -54,7 +54,8 @@ def _backward(stride, padding, residuals, gradient):
   def kernel_by_xla(x, kernel, gradient):
     return jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(gradient)[0]
 
-  form, channels, features = (kernel.shape[0], stride, padding), *kernel.shape[2:]
+  form = kernel.shape[0], stride, padding
+  channels, features = kernel.shape[2:]
   choices = (
     (input_by_xla, _input_gradient_on_cpu(form, channels)),
     (kernel_by_xla, _kernel_gradient_on_cpu(form, channels, features)),
