@@ -34,8 +34,7 @@ def pixel_nats(logits: jax.Array, labels: jax.Array) -> jax.Array:
   valid = (labels >= 0) & (labels < logits.shape[-1])
   safe_labels = jnp.where(valid, labels, 0).astype(jnp.int32)
   if logits.shape[:3] == labels.shape:
-    log_p = jax.nn.log_softmax(logits)
-    nats = -jnp.take_along_axis(log_p, safe_labels[..., None], axis=-1)[..., 0]
+    nats = _nats_of_full(logits, safe_labels)
   else:
     nats = _nats_of_small(logits, safe_labels)
   return jnp.where(valid, nats, 0)
@@ -54,6 +53,11 @@ def check_shapes(logits: jax.Array, labels: jax.Array) -> None:
       'logits must be [B, h, w, K] and labels [B, H, W], with H and W equal to h and w or whole '
       f'multiples of them, got {logits.shape} and {labels.shape}'
     )
+
+
+def _nats_of_full(logits, labels):
+  log_p = jax.nn.log_softmax(logits)
+  return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
 
 
 @jax.custom_vjp
@@ -81,9 +85,7 @@ _nats_of_small.defvjp(_nats_forward, _nats_backward)
 def _nats_by_enlarging(logits, labels):
   """Nats, and the logarithm of all exponentials' sum: [B, H, W] each."""
   logits = resize_bilinear(logits, labels.shape[1:])
-  log_total = jax.nn.logsumexp(logits, axis=-1)
-  log_p = jax.nn.log_softmax(logits)
-  return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0], log_total
+  return _nats_of_full(logits, labels), jax.nn.logsumexp(logits, axis=-1)
 
 
 def _gradient_by_enlarging(logits, labels, log_total, gradient):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import reduce
 
 # As the paper and NVIDIA's repository have them: maps shrink by 4, neighbourhoods are 3 x 3.
@@ -90,11 +91,63 @@ def _log_det(points):
   does not hold. Any rotation leaves the determinant as it is; in the axes of the covariance
   itself the small variances are summed on their own, not as differences of large ones.
   """
-  axes = jnp.linalg.eigh(jax.lax.stop_gradient(_gram(points)))[1]
+  axes = _principal_axes(jax.lax.stop_gradient(_gram(points)))
   rotated = jnp.einsum('...nd,...de->...ne', points, axes, precision='highest')
-  covariance = _gram(rotated) + _RIDGE * jnp.eye(points.shape[-1])
-  diagonal = jnp.diagonal(jnp.linalg.cholesky(covariance), axis1=-2, axis2=-1)
-  return 2 * jnp.sum(jnp.log(diagonal), axis=-1)
+  left = _gram(rotated) + _RIDGE * jnp.eye(points.shape[-1])
+  pivots = []
+  for _ in range(points.shape[-1]):
+    pivot, row, column = left[..., :1, :1], left[..., :1, 1:], left[..., 1:, :1]
+    pivots.append(pivot[..., 0, 0])
+    left = left[..., 1:, 1:] - column * row / pivot
+  return jnp.sum(jnp.log(jnp.stack(pivots)), 0)
+
+
+# By hand, not by `jnp.linalg`: jaxlib 0.10 spreads LAPACK's batches over the threads that wait for
+# them. Two heads' at a time stand still for ever on two cores.
+
+
+def _principal_axes(matrix, sweeps=6):
+  """Eigenvectors of symmetric [..., D, D] as columns, in no order: Jacobi's rotations.
+
+  D / 2 of them at once, in pairs that change as in a tournament. Six sweeps leave 1e-7.
+  """
+  size = matrix.shape[-1]
+  # An odd one out pairs with a row of zeros, which asks for no rotation.
+  even = size + size % 2
+  matrix = jnp.pad(matrix, [(0, 0)] * (matrix.ndim - 2) + [(0, even - size)] * 2)
+  pairs = jnp.asarray(_tournament(even))
+
+  def rotate(i, carry):
+    matrix, axes = carry
+    p, q = pairs[i % len(pairs)]
+    off_diagonal = matrix[..., p, q]
+    nothing = off_diagonal == 0
+    ratio = (matrix[..., q, q] - matrix[..., p, p]) / jnp.where(nothing, 1, 2 * off_diagonal)
+    tangent = jnp.where(ratio < 0, -1, 1) / (jnp.abs(ratio) + jnp.sqrt(1 + ratio**2))
+    tangent = jnp.where(nothing, 0, tangent)
+    cosine = jax.lax.rsqrt(1 + tangent**2)
+    sine = tangent * cosine
+    rotation = jnp.zeros_like(matrix).at[..., p, p].set(cosine).at[..., q, q].set(cosine)
+    rotation = rotation.at[..., p, q].set(sine).at[..., q, p].set(-sine)
+    turned = _product(jnp.swapaxes(rotation, -1, -2), _product(matrix, rotation))
+    return turned, _product(axes, rotation)
+
+  axes = jnp.eye(even, dtype=matrix.dtype) + jnp.zeros_like(matrix)
+  _, axes = jax.lax.fori_loop(0, sweeps * len(pairs), rotate, (matrix, axes))
+  return axes[..., :size, :size]
+
+
+def _tournament(size):
+  """Rounds in which each meets each once, [size - 1, 2, size / 2]: one stays, others go round."""
+  order, rounds = np.arange(size), []
+  for _ in range(size - 1):
+    rounds.append([order[: size // 2], order[: size // 2 - 1 : -1]])
+    order = np.r_[order[:1], order[-1:], order[1:-1]]
+  return np.array(rounds)
+
+
+def _product(x, y):
+  return jnp.matmul(x, y, precision='highest')
 
 
 def _gram(points):
