@@ -367,6 +367,13 @@ def test_rmi_of_a_class_that_is_nowhere_is_a_constant():
   np.testing.assert_allclose(value_and_grad(logits.at[..., 1].set(3))[0], value, rtol=1e-5)
 
 
+def test_rmi_does_without_lapack_in_which_two_heads_could_stand_still():
+  logits, labels = _segmentation()
+  program = jax.jit(jax.grad(_mean(rmi, labels))).lower(logits).as_text()
+  assert 'lapack' not in program
+  assert 'lapack' in jax.jit(jnp.linalg.eigh).lower(jnp.eye(3)).as_text()
+
+
 SEGMENTATION_LOSSES = [cross_entropy, ohem_cross_entropy, rmi]
 
 
