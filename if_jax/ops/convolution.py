@@ -93,7 +93,7 @@ def _kernel_gradient_on_cpu(form, channels, features):
   if form == (3, 1, 1) and channels > 4 * features:
     return _kernel_gradient_of_wide_3x3
   # 16 channels of 32 x 64: 1.5 to 0.3 ms; 18 of 64 x 128: 2.7 to 1.9; but 64 of it: 13 to 24.
-  # OCR's 720 and 512 of 64 x 128: 1.5 to 1.2 s.
+  # OCR's 720 to 512 of 64 x 128: 2.0 to 1.2 s.
   if form == (3, 1, 1) and not 48 <= min(channels, features) < 512:
     return _kernel_gradient_of_3x3
   return None
