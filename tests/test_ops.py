@@ -300,7 +300,7 @@ def test_convolution_and_its_gradients_match_pytorch(
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, *size, channels)).astype(np.float32)
-  scale = (kernel_size**2 * channels) ** -0.5
+  scale = (3 / max(channels, 3)) ** 0.5
   kernel = scale * rng.normal(size=(kernel_size, kernel_size, channels, features))
   kernel = kernel.astype(np.float32)
   convolve = functools.partial(conv2d, stride=stride, padding=padding)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from if_jax.losses.nats import check_shapes, pixel_nats
+from if_jax.losses.nats import check_shapes, mask, pixel_nats
 
 
 def cross_entropy(
@@ -41,7 +41,7 @@ def cross_entropy(
   """
   nats = _nats_of(logits, labels, nats)
   num_classes = logits.shape[-1]
-  valid, safe_labels = _mask(labels, num_classes)
+  valid, safe_labels = mask(labels, num_classes)
   weights = valid.astype(jnp.float32)
   if class_weighted:
     class_weights = _class_weights(safe_labels, valid, num_classes, axis_name)
@@ -120,7 +120,7 @@ def ohem_cross_entropy(
     min_kept = max(1, labels.size // 16)
   if min_kept < 1:
     raise ValueError(f'min_kept must be at least 1 pixel, got {min_kept}')
-  valid, _ = _mask(labels, logits.shape[-1])
+  valid, _ = mask(labels, logits.shape[-1])
   ascending = jnp.sort(jnp.where(valid, nats, -jnp.inf).ravel())
   easiest_kept = ascending[-min(min_kept, labels.size)]
   hard = valid & ((nats > -jnp.log(threshold)) | (nats >= easiest_kept))
@@ -128,18 +128,12 @@ def ohem_cross_entropy(
 
 
 def _nats_of(logits, labels, nats):
-  check_shapes(logits, labels)
   if nats is None:
     return pixel_nats(logits, labels)
+  check_shapes(logits, labels)
   if nats.shape != labels.shape:
     raise ValueError(f'nats must be [B, H, W] like the labels, {labels.shape}, got {nats.shape}')
   return nats
-
-
-def _mask(labels, num_classes):
-  """Which labels count, and labels that index."""
-  valid = (labels >= 0) & (labels < num_classes)
-  return valid, jnp.where(valid, labels, 0).astype(jnp.int32)
 
 
 def _class_weights(safe_labels, valid, num_classes, axis_name):

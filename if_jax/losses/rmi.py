@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 
+from if_jax.losses.nats import binary_nats
+
 # As the paper and NVIDIA's repository have them: maps shrink by 4, neighbourhoods are 3 x 3.
 _POOLING = 4
 _SIDE = 3
@@ -54,7 +56,7 @@ def rmi(
   num_images, num_classes = jnp.float32(logits.shape[0]), logits.shape[-1]
   valid = ((labels >= 0) & (labels < num_classes))[..., None]
   truth = jax.nn.one_hot(labels, num_classes)
-  nats = jnp.sum(jnp.where(valid, jax.nn.softplus(logits) - truth * logits, 0))
+  nats = jnp.sum(jnp.where(valid, binary_nats(logits, truth), 0))
   all_images, all_pixels = num_images, jnp.sum(valid).astype(jnp.float32)
   if axis_name is not None:
     all_images, all_pixels = jax.lax.psum((all_images, all_pixels), axis_name)

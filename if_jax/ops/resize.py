@@ -110,7 +110,7 @@ def _between(x: jax.Array, axis: int, low: jax.Array, fraction: jax.Array) -> ja
 def _interpolate(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.Array:
   # Along the columns of a map with one channel the gather takes single numbers: in front of
   # InverseForm 15 ms, and the product 1.
-  block = x.shape[axis] if align_corners else x.shape[axis] // math.gcd(x.shape[axis], out)
+  block = x.shape[axis] // _num_blocks(x.shape[axis], out, align_corners)
   if math.prod(x.shape[axis + 1 :]) == 1 and block <= _SMALL_BLOCK:
     return _resize_by_product(x, axis, out, align_corners)
   low, fraction = _places(x.shape[axis], out, align_corners)
@@ -134,8 +134,7 @@ _interpolate.defvjp(_interpolate_forward, _interpolate_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _enlarge(x: jax.Array, axis: int, factor: int) -> jax.Array:
   length = x.shape[axis]
-  pad = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
-  padded = jnp.pad(x, pad, mode='edge')
+  padded = _pad_edges(x, axis)
   neighbours = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(3)]
   phases = [
     sum(neighbour * weight for neighbour, weight in zip(neighbours, weights, strict=True) if weight)
@@ -143,6 +142,11 @@ def _enlarge(x: jax.Array, axis: int, factor: int) -> jax.Array:
   ]
   shape = (*x.shape[:axis], length * factor, *x.shape[axis + 1 :])
   return jnp.stack(phases, axis + 1).reshape(shape)
+
+
+def _pad_edges(x: jax.Array, axis: int) -> jax.Array:
+  """One more at each end of an axis, copies of what stands there."""
+  return jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)], mode='edge')
 
 
 def _enlarge_forward(x, axis, factor):
@@ -199,8 +203,7 @@ def _resize_by_product(x: jax.Array, axis: int, out: int, align_corners: bool) -
   64 times. On a CPU that is 8 times as fast as one product of all, forward and backward.
   """
   length = x.shape[axis]
-  # With corners aligned nothing recurs.
-  num_blocks = 1 if align_corners else math.gcd(length, out)
+  num_blocks = _num_blocks(length, out, align_corners)
   size = length // num_blocks
   weights = jnp.asarray(_block_weights(size, out // num_blocks, align_corners))
   weights = weights.astype(x.dtype)
@@ -216,11 +219,15 @@ def _resize_by_product(x: jax.Array, axis: int, out: int, align_corners: bool) -
   return product.reshape(*x.shape[:axis], out, *x.shape[axis + 1 :])
 
 
+def _num_blocks(length: int, out: int, align_corners: bool) -> int:
+  """How often the weights recur; with corners aligned they do not."""
+  return 1 if align_corners else math.gcd(length, out)
+
+
 def _blocks(x: jax.Array, axis: int, num_blocks: int) -> jax.Array:
   """Cuts an axis into blocks, [..., blocks, 1 + length + 1, ...] with a neighbour to each side."""
   length = x.shape[axis]
-  pad = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
-  padded = jnp.pad(x, pad, mode='edge')
+  padded = _pad_edges(x, axis)
 
   def cut(x):
     blocks = num_blocks, x.shape[axis] // num_blocks
@@ -242,20 +249,21 @@ def _shrink(x: jax.Array, axis: int, factor: int) -> jax.Array:
 
 def _places(length: int, out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
   """Of each new pixel's centre: the old pixel before it, and how far it is on to the next."""
-  if align_corners:
-    centre = np.arange(out) * ((length - 1) / max(out - 1, 1))
-  else:
-    centre = np.maximum((np.arange(out) + 0.5) * (length / out) - 0.5, 0)
+  centre = np.maximum(_centres(length, out, align_corners), 0)
   low = np.minimum(centre.astype(int), length - 1)
   return low, centre - low
 
 
+def _centres(length: int, out: int, align_corners: bool) -> np.ndarray:
+  """New pixels' centres, in old pixels; the first and last may lie beyond the old ones' centres."""
+  if align_corners:
+    return np.arange(out) * ((length - 1) / max(out - 1, 1))
+  return (np.arange(out) + 0.5) * (length / out) - 0.5
+
+
 def _block_weights(old: int, new: int, align_corners: bool) -> np.ndarray:
   """The weights [new, 1 + old + 1], in new pixels, of a block's old ones and of those beside it."""
-  if align_corners:
-    centre = np.arange(new) * ((old - 1) / max(new - 1, 1))
-  else:
-    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
+  centre = _centres(old, new, align_corners)
   low = np.floor(centre).astype(int)
   weights = np.zeros((new, old + 2), np.float32)
   rows = np.arange(new)
