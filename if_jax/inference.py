@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from if_jax.ops import onednn
+from if_jax.ops.enlarged import best_class
 from if_jax.ops.normalize import normalize
 from if_jax.ops.resize import resize_bilinear, scale_size
 
@@ -100,12 +101,12 @@ def predict_batch(model, variables: Mapping, images: jax.Array, looks: Looks = L
   if looks == Looks():
     # Without an average the logits decide as they are: no softmax over the largest tensor of all.
     outputs = forward(images)
-    scores, edges = outputs['logits'], outputs.get('edge_logits')
+    scores, edges = outputs.get('small_logits', outputs['logits']), outputs.get('edge_logits')
     edges = None if edges is None else jax.nn.sigmoid(edges)
   else:
     mean = _mean_over_looks(forward, images, looks)
     scores, edges = mean['classes'], mean.get('edges')
-  outputs = {'label': jnp.argmax(scores, -1).astype(jnp.int32)}
+  outputs = {'label': best_class(scores, images.shape[1:3])}
   if edges is not None:
     outputs['edge_probability'] = edges
   return outputs

@@ -7,6 +7,7 @@ import pytest
 
 from if_jax.inference import Looks, predict
 from if_jax.ops.normalize import MEAN, STD, normalize
+from if_jax.ops.resize import resize_bilinear
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (2, 37, 53, 3), np.uint8)
 
@@ -55,6 +56,29 @@ def test_flips_and_windows_leave_a_pixelwise_model_as_it_is(tta):
   assert averaged['label'].shape == IMAGES.shape[:3]
   np.testing.assert_array_equal(averaged['label'], plain['label'])
   np.testing.assert_allclose(averaged['edge_probability'], plain['edge_probability'], atol=1e-5)
+
+
+def test_small_logits_decide_where_there_are_some():
+  """They are those that a network with larger pixels enlarges."""
+  image = IMAGES[:, :36, :52]
+
+  class LargePixels(PixelModel):
+    def apply(self, variables, image, train):
+      outputs = super().apply(variables, image[:, ::4, ::2], train)
+      return {
+        'logits': resize_bilinear(outputs['logits'], image.shape[1:3]),
+        'small_logits': outputs['logits'],
+      }
+
+  class LargePixelsAlone(LargePixels):
+    def apply(self, *args, **kwargs):
+      return {'logits': super().apply(*args, **kwargs)['logits']}
+
+  expected = predict(LargePixelsAlone(), VARIABLES, image)['label']
+  actual = jax.jit(lambda images: predict(LargePixels(), VARIABLES, images))(image)['label']
+  # A rounding may decide where two classes meet.
+  assert np.mean(actual == expected) > 0.999
+  assert len(np.unique(actual)) == 4
 
 
 def test_scales_average_probabilities():

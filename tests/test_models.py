@@ -190,7 +190,7 @@ def test_the_edge_head_changes_no_other_output():
   }
   image = reference.image()
   outputs = _apply(create_model('hrnet16_slim', edge_head=False), without, image)
-  assert list(outputs) == ['logits']
+  assert list(outputs) == ['logits', 'small_logits']
   expected = _apply(with_edges, variables, image)['logits']
   np.testing.assert_allclose(outputs['logits'], expected, atol=1e-5)
 
@@ -222,20 +222,21 @@ def test_training_outputs_and_dtypes_in_bfloat16(name):
   assert set(outputs) == expected
 
 
-def test_small_logits_are_those_before_enlarging_where_a_loss_can_enlarge_them():
+@pytest.mark.parametrize('train', [False, True])
+def test_small_logits_are_those_before_enlarging_where_they_can_be_enlarged_by_class(train):
   spec = HRNetSpec(width=8, modules=(1, 1, 1), blocks=1, stem_blocks=1, patch_stem=True)
   model = Segmenter(spec, num_classes=5)
 
-  def train(size):
+  def apply(size):
     rng = jax.random.key(0)
-    return model.init_with_output(rng, jax.random.normal(rng, (1, *size, 3)), train=True)[0]
+    return model.init_with_output(rng, jax.random.normal(rng, (1, *size, 3)), train=train)[0]
 
-  outputs = _jit(lambda: train((16, 24)))()
-  for name in ('logits', 'aux_logits'):
+  outputs = _jit(lambda: apply((16, 24)))()
+  for name in ('logits', 'aux_logits') if train else ('logits',):
     assert outputs[f'small_{name}'].shape == (1, 2, 3, 5)
     enlarged = resize_bilinear(outputs[f'small_{name}'], (16, 24))
     np.testing.assert_allclose(outputs[name], enlarged, atol=1e-6)
-  assert 'small_logits' not in jax.eval_shape(lambda: train((16, 23)))
+  assert 'small_logits' not in jax.eval_shape(lambda: apply((16, 23)))
 
 
 def test_bfloat16_stays_close_to_float32():

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 from if_jax.ops.convolution import conv2d
+from if_jax.ops.enlarged import best_class
 from if_jax.ops.resize import resize_bilinear
 from if_jax.ops.warp import affine_warp, homography_warp
 
@@ -94,6 +95,25 @@ def test_resize_keeps_constants_and_dtype():
 @pytest.mark.parametrize('channels', [1, 2])
 def test_no_images_resize_to_none(channels):
   assert resize_bilinear(jnp.zeros((0, 8, 10, channels)), (7, 14)).shape == (0, 7, 14, channels)
+
+
+@pytest.mark.parametrize('size', [(24, 36), (18, 72), (6, 9), (30, 9)])
+def test_the_best_class_is_that_of_enlarged_logits(size):
+  """But where two classes are equal to a rounding."""
+  logits = 10 * jax.random.normal(jax.random.key(0), (2, 6, 9, 7))
+  rows, columns = _weights(6, size[0], False), _weights(9, size[1], False)
+  enlarged = np.einsum('ph,bhwc,qw->bpqc', rows, logits, columns)
+  best = best_class(logits, size)
+  assert best.dtype == jnp.int32
+  assert best.shape == (2, *size)
+  chosen = np.take_along_axis(enlarged, np.asarray(best)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(chosen, enlarged.max(-1), atol=1e-5)
+
+
+def test_of_equal_classes_the_first_is_best():
+  logits = jnp.array([-5.0, 2.0, 2.0, 2.0]) * jnp.ones((1, 2, 2, 1))
+  np.testing.assert_array_equal(best_class(logits, (8, 8)), 1)
+  np.testing.assert_array_equal(best_class(logits[..., 3:], (8, 8)), 0)
 
 
 def test_resize_names_a_wrong_shape():

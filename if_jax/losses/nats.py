@@ -4,9 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from if_jax.ops.resize import is_whole_multiple, phase_weights, resize_bilinear
+from if_jax.ops.enlarged import UNROLL, Phases, planes
+from if_jax.ops.resize import is_whole_multiple, resize_bilinear
 
 
 def pixel_nats(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -111,21 +111,16 @@ def _gradient_by_enlarging(logits, labels, log_total, gradient):
   return jax.vjp(resize, logits)[1](full_gradient)[0]
 
 
-# An enlarged pixel is a weighted sum of the nine small ones about it. Its weights depend on its
-# place in the small pixel that it lies in, its phase; so all enlarged pixels of one class are a
-# product, [phases, 9] by [9, B * h * w], and stay ordered by phase, [phases, B * h * w].
-
-
 def _nats_by_class(logits, labels):
   """As `_nats_by_enlarging`."""
-  weights, split, join = _phases(logits.shape, labels.shape)
-  labels = split(labels)
+  phases = Phases(logits.shape[:3], labels.shape[1:])
+  labels = phases.split(labels)
 
   def add_class(carry, plane_and_number):
     """One class more in: the largest logit, the sum of exponentials over its own, the label's."""
     largest, total, of_label = carry
     plane, number = plane_and_number
-    logit = _product(weights, _nine_taps(plane))
+    logit = phases.enlarge(plane)
     ratio = jnp.exp(-jnp.abs(logit - largest))
     total = jnp.where(logit > largest, total * ratio + 1, total + ratio)
     of_label = jnp.where(labels == number, logit, of_label)
@@ -133,56 +128,23 @@ def _nats_by_class(logits, labels):
 
   zeros = jnp.zeros_like(labels, jnp.float32)
   nothing = zeros - jnp.inf, zeros, zeros
-  (largest, total, of_label), _ = jax.lax.scan(add_class, nothing, _planes(logits))
+  (largest, total, of_label), _ = jax.lax.scan(add_class, nothing, planes(logits), unroll=UNROLL)
   log_of_total = jnp.log(total)
   # In this order, or what a certain pixel has left is lost to rounding.
-  return join(largest - of_label + log_of_total), join(largest + log_of_total)
+  nats, log_total = largest - of_label + log_of_total, largest + log_of_total
+  return phases.join(nats), phases.join(log_total)
 
 
 def _gradient_by_class(logits, labels, log_total, gradient):
-  weights, split, _ = _phases(logits.shape, labels.shape)
+  phases = Phases(logits.shape[:3], labels.shape[1:])
   # XLA would make them anew for each class.
   labels, log_total, gradient = jax.lax.optimization_barrier(
-    (split(labels), split(log_total), split(gradient))
+    tuple(phases.split(x) for x in (labels, log_total, gradient))
   )
 
   def of_class(plane_and_number):
     plane, number = plane_and_number
-    probability = jnp.exp(_product(weights, _nine_taps(plane)) - log_total)
-    taps = _product(weights.T, (probability - (labels == number)) * gradient)
-    return jax.linear_transpose(_nine_taps, plane)(taps)[0]
+    probability = jnp.exp(phases.enlarge(plane) - log_total)
+    return phases.gather((probability - (labels == number)) * gradient, plane)
 
-  return jnp.moveaxis(jax.lax.map(of_class, _planes(logits)), 0, -1)
-
-
-_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
-def _planes(logits):
-  """Logits by class, [K, B, h, w], and the classes' numbers."""
-  return jnp.moveaxis(logits, -1, 0), jnp.arange(logits.shape[-1])
-
-
-def _nine_taps(plane):
-  """Each pixel of [B, h, w] and its neighbours, [9, B * h * w]; beyond the frame, copies."""
-  height, width = plane.shape[1:]
-  padded = jnp.pad(plane, ((0, 0), (1, 1), (1, 1)), mode='edge')
-  taps = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-  return jnp.stack(taps).reshape(9, -1)
-
-
-def _phases(shape, full_shape):
-  """Weights [phases, 9], and what orders [B, H, W] by phase and back."""
-  batch, height, width = shape[:3]
-  factors = full_shape[1] // height, full_shape[2] // width
-  weights = np.kron(*(np.float32(phase_weights(factor)) for factor in factors))
-
-  def split(full):
-    blocks = full.reshape(batch, height, factors[0], width, factors[1])
-    return blocks.transpose(2, 4, 0, 1, 3).reshape(len(weights), -1)
-
-  def join(phases):
-    blocks = phases.reshape(*factors, batch, height, width)
-    return blocks.transpose(2, 3, 0, 4, 1).reshape(full_shape)
-
-  return weights, split, join
+  return jnp.moveaxis(jax.lax.map(of_class, planes(logits)), 0, -1)

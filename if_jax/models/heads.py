@@ -46,7 +46,7 @@ def enlarge_probability(logits: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def small_outputs(size: Sequence[int], **logits: jax.Array) -> dict[str, jax.Array]:
-  """Logits before they are enlarged, as float32, for losses that do it on the way.
+  """Logits before they are enlarged, as float32, for what does it on the way, class by class.
 
   Those of which `size` is no whole multiple are left out.
   """

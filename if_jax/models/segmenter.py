@@ -49,9 +49,10 @@ class Segmenter(nn.Module):
       train: batch statistics and dropout; adds the auxiliary outputs.
     Returns:
       'logits' float32 [B, H, W, K] and, with an edge head, 'edge_logits' float32 [B, H, W, 1];
-      in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'; and, where the image
-      is a whole multiple of them, 'small_logits' and 'small_aux_logits', float32 [B, h, w, K]:
-      the same before they are enlarged, which `joint_loss` prefers.
+      in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'. Where the image is a
+      whole multiple of them, 'small_logits', float32 [B, h, w, K], and in training
+      'small_aux_logits': the same before they are enlarged, which `predict` and `joint_loss`
+      prefer.
     """
     check_mode(self, train)
     size = image.shape[1:3]
@@ -71,10 +72,9 @@ class Segmenter(nn.Module):
         **parts, hidden=features.shape[-1], features=self.num_classes, name='aux_head'
       )(features, train)
       edge_features = features
-    outputs = {'logits': enlarge_logits(logits, size)}
-    if train:
-      outputs['aux_logits'] = enlarge_logits(aux_logits, size)
-      outputs |= small_outputs(size, logits=logits, aux_logits=aux_logits)
+    by_name = {'logits': logits} | ({'aux_logits': aux_logits} if train else {})
+    outputs = {name: enlarge_logits(x, size) for name, x in by_name.items()}
+    outputs |= small_outputs(size, **by_name)
     if self.edge_head:
       edge_logits = conv(1, use_bias=True, kernel_init=LOGITS_INIT, name='edge_classifier')(
         edge_features

@@ -47,14 +47,17 @@ def resize_bilinear(
     return _resize_symbolic(image, size)
   if min(size) < 1:
     raise ValueError(f'size must be positive, got {size}')
-  # The axis that shrinks most goes first: the second then has less to do.
-  for axis in sorted((1, 2), key=lambda axis: size[axis - 1] / image.shape[axis]):
+  # The axis that shrinks most goes first: the second then has less to do. Of equals the columns do:
+  # then it moves whole rows (19 logits to 512 x 1024, by 8: 17 to 11 ms).
+  for axis in sorted((2, 1), key=lambda axis: size[axis - 1] / image.shape[axis]):
     image = _resize_axis(image, axis, size[axis - 1], align_corners)
   return image
 
 
 def is_whole_multiple(size: Sequence[int], small: Sequence[int]) -> bool:
-  """Whether each side is a whole multiple of that of `small`."""
+  """Whether each side is a whole multiple of that of `small`; symbols of `jax.export` are not."""
+  if any(map(jax.export.is_symbolic_dim, (*size, *small))):
+    return False
   return all(n > 0 and m % n == 0 for m, n in zip(size, small, strict=True))
 
 
