@@ -26,7 +26,7 @@ def make_step(config: ConfigDict) -> tuple[Callable, Any, jax.tree_util.Partial]
     (step, state, loss_fn): step(state, batch, loss_fn) gives the next state and the metrics, and
     takes the memory of the state; all are on the devices.
   """
-  model = model_from_config(config, CITYSCAPES.num_classes, axis_name=parallel.AXIS)
+  model = model_from_config(config, CITYSCAPES.num_classes, axis_name=parallel.axis_name())
   schedule = make_schedule(config.optimizer.learning_rate, config.train.num_steps)
   optimizer = make_optimizer(schedule, name=config.optimizer.name)
   step = functools.partial(
@@ -35,10 +35,10 @@ def make_step(config: ConfigDict) -> tuple[Callable, Any, jax.tree_util.Partial]
     optimizer=optimizer,
     seed=config.seed,
     accumulation=config.train.accumulation,
-    axis_name=parallel.AXIS,
+    axis_name=parallel.axis_name(),
   )
   state = parallel.replicate(initial_state(config, model, optimizer))
-  loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.AXIS))
+  loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.axis_name()))
   return parallel.pmap(step, num_constants=1, donate_state=True), state, loss_fn
 
 

@@ -32,6 +32,14 @@ def num_local_devices() -> int:
   return jax.local_device_count()
 
 
+def axis_name() -> str | None:
+  """What a step that is to be trained by `pmap` knows the devices by; None if there is but one.
+
+  XLA's CPU backend leaves in the sums over one device, hundreds in a step.
+  """
+  return AXIS if num_devices() > 1 else None
+
+
 def describe_devices() -> str:
   """'2 x NVIDIA H100', or '8 x TPU v4 in 2 processes'."""
   processes = jax.process_count()

@@ -75,7 +75,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     momentum=config.optimizer.momentum,
     weight_decay=config.optimizer.weight_decay,
   )
-  loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.AXIS))
+  loss_fn = parallel.replicate(loss_from_config(config, axis_name=parallel.axis_name()))
   train_set = load_split(config, config.data.train_split)
   eval_set = load_split(config, config.data.eval_split)
   console = processes.console()
@@ -87,7 +87,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
   if config.data.class_uniform:
     centroids = class_centroids(train_set, config.augment.crop_size)
   processes.check_agreement({'the number of images': (len(train_set), len(eval_set))})
-  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.AXIS)
+  model = model_from_config(config, train_set.label_set.num_classes, axis_name=parallel.axis_name())
   step_fn = functools.partial(
     train_step,
     model=model,
@@ -96,7 +96,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     accumulation=config.train.accumulation,
     ema_decay=config.train.ema_decay,
     frozen=config.train.freeze,
-    axis_name=parallel.AXIS,
+    axis_name=parallel.axis_name(),
   )
   p_train_step = parallel.pmap(step_fn, num_constants=1, donate_state=True)
   make_batches = functools.partial(

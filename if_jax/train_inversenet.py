@@ -97,7 +97,7 @@ def train_inversenet(config: ConfigDict, workdir: str) -> TrainState:
     settings=settings,
     distance=config.distance,
     seed=config.seed,
-    axis_name=parallel.AXIS,
+    axis_name=parallel.axis_name(),
   )
 
   def evaluate(step, state, beat):

@@ -12,6 +12,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.ndimage import gaussian_filter
 
+from if_jax.ops import convolution
 from if_jax.ops.blur import gaussian_blur
 from if_jax.ops.boundaries import boundary_map, soft_boundary_map
 from if_jax.ops.convolution import conv2d
@@ -335,3 +336,40 @@ def test_convolution_and_its_gradients_match_pytorch(
   np.testing.assert_allclose(result, expected.detach().numpy(), atol=1e-5)
   for actual, wanted in zip(transpose(jnp.asarray(gradient)), inputs, strict=True):
     np.testing.assert_allclose(actual, wanted.grad.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize('size', [(1, 2), (2, 3), (7, 9), (8, 6)])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_kernel_gradient_is_the_sum_of_those_of_rows(stride, size):
+  """The form that large images take, with odd and even sides."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 4)), jnp.float32)
+  convolve = functools.partial(convolution._apply, stride=stride, padding=1)
+  result, transpose = jax.vjp(convolve, x, kernel)
+  gradient = jnp.asarray(rng.normal(size=result.shape), jnp.float32)
+  forms = convolution._kernel_gradient_of_3x3, convolution._kernel_gradient_of_stride_2
+  actual = forms[stride - 1](x, kernel, gradient, rows=2)
+  np.testing.assert_allclose(actual, transpose(gradient)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_kernel_gradients_of_large_images_in_bfloat16(stride):
+  """Rows are added up in float32."""
+  rng = np.random.default_rng(0)
+  gradient_shape = (1, 112, 112, 48)
+  shape = (1, 112 * stride, 112 * stride, 48)
+  assert convolution._kernel_gradient_on_cpu((3, stride, 1), shape, gradient_shape)
+  x = jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+  gradient = jnp.asarray(rng.normal(size=gradient_shape), jnp.bfloat16)
+
+  def kernel_gradient(x, gradient, convolve):
+    kernel = jnp.zeros((3, 3, 48, 48), x.dtype)
+    return jax.vjp(lambda kernel: convolve(x, kernel, stride, 1), kernel)[1](gradient)[0]
+
+  actual = jax.jit(kernel_gradient, static_argnums=2)(x, gradient, conv2d)
+  assert actual.dtype == jnp.bfloat16
+  exact = x.astype(jnp.float32), gradient.astype(jnp.float32)
+  expected = kernel_gradient(*exact, convolution._apply)
+  # Half a unit in the last of bfloat16's eight digits, and some of float32's.
+  np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=2**-8, atol=1e-2)

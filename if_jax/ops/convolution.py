@@ -1,6 +1,7 @@
 """2-D convolution whose gradients are as fast as the convolution itself."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +56,9 @@ def _backward(stride, padding, residuals, gradient):
     return jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(gradient)[0]
 
   form = kernel.shape[0], stride, padding
-  channels, features = kernel.shape[2:]
   choices = (
-    (input_by_xla, _input_gradient_on_cpu(form, channels)),
-    (kernel_by_xla, _kernel_gradient_on_cpu(form, channels, features)),
+    (input_by_xla, _input_gradient_on_cpu(form, x.shape[-1])),
+    (kernel_by_xla, _kernel_gradient_on_cpu(form, x.shape, gradient.shape)),
   )
   return tuple(
     jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=by_xla)
@@ -75,6 +75,10 @@ _conv2d.defvjp(_forward, _backward)
 # Where XLA's CPU backend is slow in gradients, and what is done in its place. The times are those
 # of one core for two images.
 
+# Of a gradient whose copies do not fit a core's cache: 96 channels of 32 x 64 are still as fast in
+# XLA's form.
+_MANY_NUMBERS = 2**19
+
 
 def _input_gradient_on_cpu(form, channels):
   """Another form than XLA's, or None."""
@@ -82,20 +86,28 @@ def _input_gradient_on_cpu(form, channels):
   return _input_gradient_of_stride_2 if form == (3, 2, 1) and channels >= 64 else None
 
 
-def _kernel_gradient_on_cpu(form, channels, features):
-  """Another form than XLA's, a matrix product, or None.
+def _kernel_gradient_on_cpu(form, shape, gradient_shape):
+  """Another form than XLA's, matrix products, or None.
 
   XLA's own form of a kernel's gradient has the few channels as its image and the image as its
   channels, and transposes both to get there.
   """
+  channels, features = shape[-1], gradient_shape[-1]
+  is_large = math.prod(gradient_shape[:-1]) * min(channels, features) >= _MANY_NUMBERS
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
   if form == (3, 1, 1) and channels > 4 * features:
     return _kernel_gradient_of_wide_3x3
-  # 16 channels of 32 x 64: 1.5 to 0.3 ms; 18 of 64 x 128: 2.7 to 1.9; but 64 of it: 13 to 24.
-  # OCR's 720 to 512 of 64 x 128: 2.0 to 1.2 s.
-  if form == (3, 1, 1) and not 48 <= min(channels, features) < 512:
+  # 16 channels of 32 x 64: 1.5 to 0.3 ms; 18 of 64 x 128: 2.7 to 1.9.
+  if form == (3, 1, 1) and min(channels, features) < 48:
     return _kernel_gradient_of_3x3
+  # 64 channels of 64 x 128: 35 to 16 ms; 192: 500 to 95; OCR's 720 to 512: 3.6 to 0.8 s.
+  if form == (3, 1, 1) and is_large:
+    return functools.partial(_kernel_gradient_of_3x3, rows=2)
+  # 64 channels to 64 of 64 x 128: 48 to 30 ms; 3 to 64 of 128 x 256: 12 to 6; 18 to 36 of 32 x 64:
+  # 1.8 to 1.4.
+  if form == (3, 2, 1) and math.prod(gradient_shape) >= _MANY_NUMBERS // 4:
+    return _kernel_gradient_of_stride_2
   return None
 
 
@@ -124,17 +136,59 @@ def _kernel_gradient_of_1x1(x, kernel, gradient):
   return _product_over_pixels(x, gradient)[None, None]
 
 
-def _kernel_gradient_of_3x3(x, kernel, gradient):
-  """One product: of three copies of x moved along a row, and three of the gradient along a column.
+def _kernel_gradient_of_3x3(x, kernel, gradient, rows=None):
+  """Products of three copies of x moved along a row, and three of the gradient along a column.
 
-  It holds all nine taps.
+  Each holds all nine taps. With `rows` there is one for so many rows, and their copies stay in a
+  core's cache; else one for all.
   """
-  width, (channels, features) = x.shape[2], kernel.shape[2:]
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  x = jnp.concatenate([x[:, :, i : i + width] for i in range(3)], axis=-1)
-  moved = [jnp.pad(gradient, ((0, 0), (i, 2 - i), (0, 0), (0, 0))) for i in range(3)]
-  product = _product_over_pixels(x, jnp.concatenate(moved, axis=-1))
+  height, width, channels, features = *x.shape[1:3], *kernel.shape[2:]
+  rows = rows or height + 2
+  missing = -(height + 2) % rows
+  x = jnp.pad(x, ((0, 0), (1, 1 + missing), (1, 1), (0, 0)))
+  gradient = jnp.pad(gradient, ((0, 0), (2, 2 + missing), (0, 0), (0, 0)))
+
+  def operands_of(start):
+    x_rows = jax.lax.dynamic_slice_in_dim(x, start, rows, 1)
+    gradient_rows = jax.lax.dynamic_slice_in_dim(gradient, start, rows + 2, 1)
+    along_row = [x_rows[:, :, i : i + width] for i in range(3)]
+    along_column = [gradient_rows[:, 2 - i : 2 - i + rows] for i in range(3)]
+    return jnp.concatenate(along_row, axis=-1), jnp.concatenate(along_column, axis=-1)
+
+  product = _sum_over_rows(operands_of, height + 2 + missing, rows)
   return product.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
+
+
+def _kernel_gradient_of_stride_2(x, kernel, gradient, rows=2):
+  """Products, for so many rows of the gradient each, of it and the nine pixels that each saw."""
+  height, width = gradient.shape[1:3]
+  missing = -height % rows
+  # As many pixels as are seen, one before the first and some after the last.
+  below, right = 2 * (height + missing) - x.shape[1], 2 * width - x.shape[2]
+  x = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
+  gradient = jnp.pad(gradient, ((0, 0), (0, missing), (0, 0), (0, 0)))
+
+  def operands_of(start):
+    seen = jax.lax.dynamic_slice_in_dim(x, 2 * start, 2 * rows + 1, 1)
+    taps = [
+      seen[:, i : i + 2 * rows : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)
+    ]
+    return jnp.concatenate(taps, axis=-1), jax.lax.dynamic_slice_in_dim(gradient, start, rows, 1)
+
+  return _sum_over_rows(operands_of, height + missing, rows).reshape(kernel.shape)
+
+
+def _sum_over_rows(operands_of, height, rows):
+  """The sum of `_product_over_pixels(*operands_of(start))`, starts being `rows` apart."""
+  x, gradient = operands_of(0)
+  if height == rows:
+    return _product_over_pixels(x, gradient)
+
+  def add(total, start):
+    return total + _product_over_pixels(*operands_of(start), dtype=total.dtype), None
+
+  shape, dtype = (x.shape[-1], gradient.shape[-1]), jnp.promote_types(x.dtype, jnp.float32)
+  return jax.lax.scan(add, jnp.zeros(shape, dtype), jnp.arange(0, height, rows))[0].astype(x.dtype)
 
 
 def _kernel_gradient_of_wide_3x3(x, kernel, gradient):
@@ -148,8 +202,8 @@ def _kernel_gradient_of_wide_3x3(x, kernel, gradient):
   return product.reshape(kernel.shape[2], 3, 3, -1).transpose(1, 2, 0, 3)
 
 
-def _product_over_pixels(x, gradient):
-  """[B, H, W, C] and [B, H, W, D] to [C, D]."""
+def _product_over_pixels(x, gradient, dtype=None):
+  """[B, H, W, C] and [B, H, W, D] to [C, D], of the operands' dtype or another."""
   x, gradient = jax.lax.optimization_barrier((x, gradient))
   x, gradient = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
-  return jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())))
+  return jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
