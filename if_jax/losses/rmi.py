@@ -86,6 +86,8 @@ def _neighbourhoods(maps):
   return points - jnp.mean(points, axis=-2, keepdims=True)
 
 
+# Without jit around it, its thousand small operations would be compiled one by one.
+@jax.jit
 def _log_det(points):
   """The log-determinant of points^T points + ridge, [..., N, D] -> [...].
 
