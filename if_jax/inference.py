@@ -1,6 +1,7 @@
 """From images to class scores: one pass, or an average over scales, flips and windows."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -93,23 +94,32 @@ def predict(
 
 def predict_batch(model, variables: Mapping, images: jax.Array, looks: Looks = Looks()) -> Outputs:
   """Segments a batch of images at once; else as `predict`."""
-
-  def forward(image):
-    return model.apply(variables, image, train=False)
-
   images = normalize(images)
   if looks == Looks():
-    # Without an average the logits decide as they are: no softmax over the largest tensor of all.
-    outputs = forward(images)
-    scores, edges = outputs.get('small_logits', outputs['logits']), outputs.get('edge_logits')
-    edges = None if edges is None else jax.nn.sigmoid(edges)
+    label, edges = _one_look(model, variables, images)
   else:
+    forward = functools.partial(model.apply, variables, train=False)
     mean = _mean_over_looks(forward, images, looks)
-    scores, edges = mean['classes'], mean.get('edges')
-  outputs = {'label': best_class(scores, images.shape[1:3])}
+    label, edges = jnp.argmax(mean['classes'], -1), mean.get('edges')
+  outputs = {'label': label.astype(jnp.int32)}
   if edges is not None:
     outputs['edge_probability'] = edges
   return outputs
+
+
+def _one_look(model, variables, images):
+  """Without an average the logits decide as they are: no softmax over the largest tensor of all."""
+  # A network around ours may change logits, and hand on the rest: its own decide.
+  is_ours = hasattr(model, 'small_logits')
+  if is_ours:
+    model = model.clone(small_logits=True)
+  outputs = model.apply(variables, images, train=False)
+  if is_ours and 'small_logits' in outputs:
+    label = best_class(outputs['small_logits'], images.shape[1:3])
+  else:
+    label = jnp.argmax(outputs['logits'], -1)
+  edges = outputs.get('edge_logits')
+  return label, None if edges is None else jax.nn.sigmoid(edges)
 
 
 def _mean_over_looks(forward: Forward, images: jax.Array, looks: Looks) -> Outputs:

@@ -316,7 +316,7 @@ def _say_how_it_goes_on(found: Checkpoint, record: Mapping[str, Any], workdir: s
   if (were, of) != (are, now_of):
     print(
       f'{workdir}: it ran on {were} devices of {of} processes, now on {are} of {now_of}; sums are '
-      'rounded in another order'
+      'rounded in another order, and what a step draws at random differs'
     )
 
 

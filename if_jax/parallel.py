@@ -33,7 +33,7 @@ def num_local_devices() -> int:
 
 
 def axis_name() -> str | None:
-  """What a step that is to be trained by `pmap` knows the devices by; None if there is but one.
+  """What a training step that `pmap` runs calls the devices; None if there is but one.
 
   XLA's CPU backend leaves in the sums over one device, hundreds in a step.
   """

@@ -1,13 +1,15 @@
 """Averages over looks, on models whose answer is known."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from if_jax.inference import Looks, predict
+from if_jax.models.hrnet import HRNetSpec
+from if_jax.models.segmenter import Segmenter
 from if_jax.ops.normalize import MEAN, STD, normalize
-from if_jax.ops.resize import resize_bilinear
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (2, 37, 53, 3), np.uint8)
 
@@ -58,27 +60,33 @@ def test_flips_and_windows_leave_a_pixelwise_model_as_it_is(tta):
   np.testing.assert_allclose(averaged['edge_probability'], plain['edge_probability'], atol=1e-5)
 
 
-def test_small_logits_decide_where_there_are_some():
-  """They are those that a network with larger pixels enlarges."""
-  image = IMAGES[:, :36, :52]
+class Biased(nn.Module):
+  """A network around another, that changes its logits and hands on the rest."""
 
-  class LargePixels(PixelModel):
-    def apply(self, variables, image, train):
-      outputs = super().apply(variables, image[:, ::4, ::2], train)
-      return {
-        'logits': resize_bilinear(outputs['logits'], image.shape[1:3]),
-        'small_logits': outputs['logits'],
-      }
+  inner: nn.Module
 
-  class LargePixelsAlone(LargePixels):
-    def apply(self, *args, **kwargs):
-      return {'logits': super().apply(*args, **kwargs)['logits']}
+  @nn.compact
+  def __call__(self, image, train):
+    outputs = self.inner(image, train)
+    return outputs | {'logits': outputs['logits'] + 1e4 * jax.nn.one_hot(2, 5)}
 
-  expected = predict(LargePixelsAlone(), VARIABLES, image)['label']
-  actual = jax.jit(lambda images: predict(LargePixels(), VARIABLES, images))(image)['label']
-  # A rounding may decide where two classes meet.
-  assert np.mean(actual == expected) > 0.999
-  assert len(np.unique(actual)) == 4
+
+@pytest.mark.parametrize('size', [(64, 96), (63, 97)])
+def test_a_networks_label_is_its_best_logit(size):
+  """Whether or not logits are enlarged one class at a time, and whoever changed them."""
+  spec = HRNetSpec(width=8, modules=(1, 1, 1), blocks=1, stem_blocks=1, patch_stem=True)
+  model = Segmenter(spec, num_classes=5, edge_head=False, small_logits=True)
+  images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  # Apart by more than a rounding.
+  variables['params']['head']['classifier']['bias'] = jnp.arange(5.0) / 1000
+  label = jax.jit(lambda images: predict(model, variables, images)['label'])(images)
+  logits = jax.jit(lambda x: model.apply(variables, x)['logits'])(normalize(images))
+  assert len(np.unique(label)) > 1
+  assert np.mean(label == np.argmax(logits, -1)) > 0.999
+  around = {name: {'inner': tree} for name, tree in variables.items()}
+  changed = jax.jit(lambda images: predict(Biased(model), around, images)['label'])(images)
+  np.testing.assert_array_equal(changed, 2)
 
 
 def test_scales_average_probabilities():

@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -158,6 +159,18 @@ def test_other_platforms_nats_are_those_of_a_cpu(size):
     fast_jit(nats._gradient_by_enlarging)(logits, labels, expected[1], gradient),
     atol=1e-5,
   )
+
+
+def test_a_program_for_any_size_has_nats():
+  """Sizes that are symbols are compared, never divided."""
+  b, h, w = jax.export.symbolic_shape('b, h, w')
+  shapes = (
+    jax.ShapeDtypeStruct((b, h, w, 3), jnp.float32),
+    jax.ShapeDtypeStruct((b, h, w), jnp.int32),
+  )
+  program = jax.export.export(jax.jit(pixel_nats))(*shapes)
+  logits, labels = jnp.arange(36.0).reshape(1, 3, 4, 3), jnp.ones((1, 3, 4), jnp.int32)
+  np.testing.assert_allclose(program.call(logits, labels), pixel_nats(logits, labels), rtol=1e-6)
 
 
 def test_a_certain_pixel_keeps_what_is_left():

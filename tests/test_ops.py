@@ -373,3 +373,39 @@ def test_kernel_gradients_of_large_images_in_bfloat16(stride):
   expected = kernel_gradient(*exact, convolution._apply)
   # Half a unit in the last of bfloat16's eight digits, and some of float32's.
   np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=2**-8, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+  ('kernel_size', 'stride', 'channels', 'size'),
+  [(1, 1, 4, 8), (3, 1, 16, 8), (3, 2, 64, 8), (3, 1, 64, 92), (3, 2, 64, 184)],
+)
+def test_devices_of_a_mesh_add_up_their_gradients_of_a_shared_kernel(
+  kernel_size, stride, channels, size
+):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('d',))
+  shared, by_device = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec('d')
+  x = jax.random.normal(jax.random.key(0), (1, size, size, channels))
+  kernel = jax.random.normal(jax.random.key(1), (kernel_size, kernel_size, channels, channels))
+
+  def total(kernel, x):
+    return jax.lax.psum(jnp.sum(conv2d(x, kernel, stride, kernel_size // 2) ** 2), 'd')
+
+  gradient = jax.jit(
+    jax.shard_map(jax.grad(total), mesh=mesh, in_specs=(shared, by_device), out_specs=shared)
+  )
+  apply = functools.partial(convolution._apply, stride=stride, padding=kernel_size // 2)
+  expected = jax.grad(lambda kernel: jnp.sum(apply(x, kernel) ** 2))(kernel)
+  np.testing.assert_allclose(gradient(kernel, x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_programs_for_any_size_have_gradients():
+  """Sizes that are symbols take no form that is for large images."""
+  shape = jax.export.symbolic_shape('b, h, 8, 64', constraints=['h >= 8'])
+
+  def gradient(x):
+    kernel = jnp.ones((3, 3, 64, 64))
+    return jax.grad(lambda kernel: jnp.sum(conv2d(x, kernel, 1, 1)))(kernel)
+
+  program = jax.export.export(jax.jit(gradient))(jax.ShapeDtypeStruct(shape, jnp.float32))
+  x = jax.random.normal(jax.random.key(0), (2, 9, 8, 64))
+  np.testing.assert_allclose(program.call(x), gradient(x), rtol=1e-5, atol=1e-4)

@@ -145,11 +145,11 @@ from if_jax import parallel
 from test_train_step import *
 
 optimizer = make_optimizer(make_schedule(0.1, 10))
-model = TinyModel(axis_name=parallel.AXIS)
+model = TinyModel(axis_name=parallel.axis_name())
 step = make_step(model, optimizer, ema_decay=0.5)
 step = parallel.pmap(step, num_constants=1, donate_state=True)
 state = parallel.replicate(make_state(model, optimizer, averaged=True))
-loss_fn = parallel.replicate(make_whole_loss(parallel.AXIS))
+loss_fn = parallel.replicate(make_whole_loss(parallel.axis_name()))
 compilations = []
 jax.monitoring.register_event_duration_secs_listener(
   lambda name, *_, **__: compilations.append(name) if 'backend_compile' in name else None

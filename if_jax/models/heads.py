@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from if_jax.models.layers import LOGITS_INIT, ConvNorm, ModuleDef
@@ -46,10 +47,12 @@ def enlarge_probability(logits: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def small_outputs(size: Sequence[int], **logits: jax.Array) -> dict[str, jax.Array]:
-  """Logits before they are enlarged, as float32, for what does it on the way, class by class.
+  """Logits before they are enlarged, as float32, for `pixel_nats` and `best_class`.
 
-  Those of which `size` is no whole multiple are left out.
+  Those of which `size` is no whole multiple are left out; of symbols of `jax.export` it is none.
   """
+  if any(map(jax.export.is_symbolic_dim, size)):
+    return {}
   return {
     f'small_{name}': x.astype(jnp.float32)
     for name, x in logits.items()

@@ -27,6 +27,7 @@ class Segmenter(nn.Module):
     remat: recompute activations in the backward pass instead of keeping them.
     axis_name: of the devices over which batch statistics are taken; None: this device alone.
     onednn: convolutions by `if_jax.ops.onednn`, where it works; for evaluation alone.
+    small_logits: gives these in evaluation, too.
   """
 
   backbone_spec: HRNetSpec
@@ -39,6 +40,7 @@ class Segmenter(nn.Module):
   remat: bool = False
   axis_name: str | None = None
   onednn: bool = False
+  small_logits: bool = False
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -49,10 +51,9 @@ class Segmenter(nn.Module):
       train: batch statistics and dropout; adds the auxiliary outputs.
     Returns:
       'logits' float32 [B, H, W, K] and, with an edge head, 'edge_logits' float32 [B, H, W, 1];
-      in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'. Where the image is a
-      whole multiple of them, 'small_logits', float32 [B, h, w, K], and in training
-      'small_aux_logits': the same before they are enlarged, which `predict` and `joint_loss`
-      prefer.
+      in training also 'aux_logits' and, with an edge head, 'aux_edge_logits'; and, where the image
+      is a whole multiple of them, 'small_logits' and 'small_aux_logits', float32 [B, h, w, K]:
+      the same before they are enlarged, which `joint_loss` prefers.
     """
     check_mode(self, train)
     size = image.shape[1:3]
@@ -74,7 +75,8 @@ class Segmenter(nn.Module):
       edge_features = features
     by_name = {'logits': logits} | ({'aux_logits': aux_logits} if train else {})
     outputs = {name: enlarge_logits(x, size) for name, x in by_name.items()}
-    outputs |= small_outputs(size, **by_name)
+    if train or self.small_logits:
+      outputs |= small_outputs(size, **by_name)
     if self.edge_head:
       edge_logits = conv(1, use_bias=True, kernel_init=LOGITS_INIT, name='edge_classifier')(
         edge_features

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 
@@ -23,6 +24,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   Returns:
     [B, H', W', D] with H' = (H + 2 * padding - k) // stride + 1.
   """
+  if jax.sharding.get_abstract_mesh().manual_axes:
+    # In `jax.shard_map`: what a kernel shared by devices differs by, so that JAX adds up gradients.
+    kernel += jnp.sum(jax.lax.stop_gradient(x[:0]))
   return _conv2d(x, kernel, stride, padding)
 
 
@@ -75,8 +79,8 @@ _conv2d.defvjp(_forward, _backward)
 # Where XLA's CPU backend is slow in gradients, and what is done in its place. The times are those
 # of one core for two images.
 
-# Of a gradient whose copies do not fit a core's cache: 96 channels of 32 x 64 are still as fast in
-# XLA's form.
+# An array of so many, copied a few times, does not fit a core's cache: with 96 channels of 32 x 64
+# XLA's form is still as fast as one by rows.
 _MANY_NUMBERS = 2**19
 
 
@@ -93,7 +97,6 @@ def _kernel_gradient_on_cpu(form, shape, gradient_shape):
   channels, and transposes both to get there.
   """
   channels, features = shape[-1], gradient_shape[-1]
-  is_large = math.prod(gradient_shape[:-1]) * min(channels, features) >= _MANY_NUMBERS
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
   if form == (3, 1, 1) and channels > 4 * features:
@@ -102,13 +105,16 @@ def _kernel_gradient_on_cpu(form, shape, gradient_shape):
   if form == (3, 1, 1) and min(channels, features) < 48:
     return _kernel_gradient_of_3x3
   # 64 channels of 64 x 128: 35 to 16 ms; 192: 500 to 95; OCR's 720 to 512: 3.6 to 0.8 s.
-  if form == (3, 1, 1) and is_large:
+  if form == (3, 1, 1) and _are_many(*gradient_shape[:-1], min(channels, features)):
     return functools.partial(_kernel_gradient_of_3x3, rows=2)
-  # 64 channels to 64 of 64 x 128: 48 to 30 ms; 3 to 64 of 128 x 256: 12 to 6; 18 to 36 of 32 x 64:
-  # 1.8 to 1.4.
-  if form == (3, 2, 1) and math.prod(gradient_shape) >= _MANY_NUMBERS // 4:
+  # 64 channels to 64 of 64 x 128: 48 to 30 ms; 3 to 64 of 128 x 256: 12 to 6.
+  if form == (3, 2, 1) and _are_many(*gradient_shape):
     return _kernel_gradient_of_stride_2
   return None
+
+
+def _are_many(*sizes):
+  return not any(map(jax.export.is_symbolic_dim, sizes)) and math.prod(sizes) >= _MANY_NUMBERS
 
 
 def _input_gradient_of_stride_2(x, kernel, gradient):
@@ -142,7 +148,8 @@ def _kernel_gradient_of_3x3(x, kernel, gradient, rows=None):
   Each holds all nine taps. With `rows` there is one for so many rows, and their copies stay in a
   core's cache; else one for all.
   """
-  height, width, channels, features = *x.shape[1:3], *kernel.shape[2:]
+  height, width = x.shape[1:3]
+  channels, features = kernel.shape[2:]
   rows = rows or height + 2
   missing = -(height + 2) % rows
   x = jnp.pad(x, ((0, 0), (1, 1 + missing), (1, 1), (0, 0)))
@@ -183,12 +190,13 @@ def _sum_over_rows(operands_of, height, rows):
   x, gradient = operands_of(0)
   if height == rows:
     return _product_over_pixels(x, gradient)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
 
   def add(total, start):
-    return total + _product_over_pixels(*operands_of(start), dtype=total.dtype), None
+    return total + _product_over_pixels(*operands_of(start), dtype), None
 
-  shape, dtype = (x.shape[-1], gradient.shape[-1]), jnp.promote_types(x.dtype, jnp.float32)
-  return jax.lax.scan(add, jnp.zeros(shape, dtype), jnp.arange(0, height, rows))[0].astype(x.dtype)
+  first = _product_over_pixels(x, gradient, dtype)
+  return jax.lax.scan(add, first, jnp.arange(rows, height, rows))[0].astype(x.dtype)
 
 
 def _kernel_gradient_of_wide_3x3(x, kernel, gradient):

@@ -55,9 +55,7 @@ def resize_bilinear(
 
 
 def is_whole_multiple(size: Sequence[int], small: Sequence[int]) -> bool:
-  """Whether each side is a whole multiple of that of `small`; symbols of `jax.export` are not."""
-  if any(map(jax.export.is_symbolic_dim, (*size, *small))):
-    return False
+  """Whether each side is a whole multiple of that of `small`."""
   return all(n > 0 and m % n == 0 for m, n in zip(size, small, strict=True))
 
 
