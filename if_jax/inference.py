@@ -109,7 +109,7 @@ def predict_batch(model, variables: Mapping, images: jax.Array, looks: Looks = L
 
 def _one_look(model, variables, images):
   """Without an average the logits decide as they are: no softmax over the largest tensor of all."""
-  # A network around ours may change logits, and hand on the rest: its own decide.
+  # A network around ours may change logits and hand on the rest: then its logits decide.
   is_ours = hasattr(model, 'small_logits')
   if is_ours:
     model = model.clone(small_logits=True)

@@ -27,7 +27,7 @@ class Segmenter(nn.Module):
     remat: recompute activations in the backward pass instead of keeping them.
     axis_name: of the devices over which batch statistics are taken; None: this device alone.
     onednn: convolutions by `if_jax.ops.onednn`, where it works; for evaluation alone.
-    small_logits: gives these in evaluation, too.
+    small_logits: gives these in evaluation, too; `predict` switches it on, and has them decide.
   """
 
   backbone_spec: HRNetSpec
