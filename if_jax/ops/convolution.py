@@ -25,7 +25,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
     [B, H', W', D] with H' = (H + 2 * padding - k) // stride + 1.
   """
   if jax.sharding.get_abstract_mesh().manual_axes:
-    # In `jax.shard_map` this 0 makes a shared kernel each device's own, whose gradients JAX adds up.
+    # In `jax.shard_map` this 0 makes a shared kernel each device's own; JAX adds up the gradients.
     kernel += jnp.sum(jax.lax.stop_gradient(x[:0]))
   return _conv2d(x, kernel, stride, padding)
 
