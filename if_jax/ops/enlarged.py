@@ -34,7 +34,7 @@ def best_class(logits: jax.Array, size: Sequence[int]) -> jax.Array:
     int32 [B, H, W]; of equals, the first. What differs by a rounding may change places.
   """
   if logits.shape[1:3] == tuple(size):
-    return jnp.argmax(logits, -1).astype(jnp.int32)
+    return _best_of_full(logits, size)
   by_class, by_enlarging = (
     functools.partial(function, size=tuple(size)) for function in (_best_by_class, _best_of_full)
   )
