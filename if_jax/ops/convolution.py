@@ -7,6 +7,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from if_jax.ops import winograd
+
 
 # `jax.jit`: traced once for all layers of one shape.
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
@@ -43,7 +45,12 @@ def _convolve(x, kernel, stride, padding):
 
 
 def _forward(x, kernel, stride, padding):
-  return _apply(x, kernel, stride, padding), (x, kernel)
+  by_xla = functools.partial(_apply, stride=stride, padding=padding)
+  if _is_for_winograd((kernel.shape[0], stride, padding), x, kernel.shape[3]):
+    y = jax.lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=by_xla)
+  else:
+    y = by_xla(x, kernel)
+  return y, (x, kernel)
 
 
 def _backward(stride, padding, residuals, gradient):
@@ -61,8 +68,8 @@ def _backward(stride, padding, residuals, gradient):
 
   form = kernel.shape[0], stride, padding
   choices = (
-    (input_by_xla, _input_gradient_on_cpu(form, x.shape[-1])),
-    (kernel_by_xla, _kernel_gradient_on_cpu(form, x.shape, gradient.shape)),
+    (input_by_xla, _input_gradient_on_cpu(form, x, gradient)),
+    (kernel_by_xla, _kernel_gradient_on_cpu(form, x, gradient)),
   )
   return tuple(
     jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=by_xla)
@@ -84,31 +91,47 @@ _conv2d.defvjp(_forward, _backward)
 _MANY_NUMBERS = 2**19
 
 
-def _input_gradient_on_cpu(form, channels):
+def _is_for_winograd(form, x, features, most_per_tile=8):
+  """Whether a convolution or, with another limit, its kernel's gradient is faster by `winograd`.
+
+  Of few channels, the sums cost more than the products they spare, and so do a kernel's for few
+  tiles. Each convolution takes 0.2 s longer to compile with them, which must be worth it.
+  """
+  sizes = x.shape[:3]
+  if form != (3, 1, 1) or x.dtype != jnp.float32 or any(map(jax.export.is_symbolic_dim, sizes)):
+    return False
+  few, many = sorted((x.shape[3], features))
+  tiles = sizes[0] * (sizes[1] // winograd.TILE) * (sizes[2] // winograd.TILE)
+  worth_it = few >= 32 and tiles * few * many >= 2**18
+  return worth_it and many <= 4 * few and many <= most_per_tile * tiles
+
+
+def _input_gradient_on_cpu(form, x, gradient):
   """Another form than XLA's, or None."""
+  if _is_for_winograd(form, x, gradient.shape[3]):
+    return lambda x, kernel, gradient: winograd.input_gradient(kernel, gradient)
   # 64 channels of 128 x 256, from 64: 21 to 15 ms. With fewer channels it makes no difference.
-  return _input_gradient_of_stride_2 if form == (3, 2, 1) and channels >= 64 else None
+  return _input_gradient_of_stride_2 if form == (3, 2, 1) and x.shape[3] >= 64 else None
 
 
-def _kernel_gradient_on_cpu(form, shape, gradient_shape):
+def _kernel_gradient_on_cpu(form, x, gradient):
   """Another form than XLA's, matrix products, or None.
 
   XLA's own form of a kernel's gradient has the few channels as its image and the image as its
   channels, and transposes both to get there.
   """
-  channels, features = shape[-1], gradient_shape[-1]
+  channels, features = x.shape[3], gradient.shape[3]
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
+  if _is_for_winograd(form, x, features, most_per_tile=32):
+    return lambda x, kernel, gradient: winograd.kernel_gradient(x, gradient)
   if form == (3, 1, 1) and channels > 4 * features:
     return _kernel_gradient_of_wide_3x3
   # 16 channels of 32 x 64: 1.5 to 0.3 ms; 18 of 64 x 128: 2.7 to 1.9.
   if form == (3, 1, 1) and min(channels, features) < 48:
     return _kernel_gradient_of_3x3
-  # 64 channels of 64 x 128: 35 to 16 ms; 192: 500 to 95; OCR's 720 to 512: 3.6 to 0.8 s.
-  if form == (3, 1, 1) and _are_many(*gradient_shape[:-1], min(channels, features)):
-    return functools.partial(_kernel_gradient_of_3x3, rows=2)
   # 64 channels to 64 of 64 x 128: 48 to 30 ms; 3 to 64 of 128 x 256: 12 to 6.
-  if form == (3, 2, 1) and _are_many(*gradient_shape):
+  if form == (3, 2, 1) and _are_many(*gradient.shape):
     return _kernel_gradient_of_stride_2
   return None
 
@@ -142,27 +165,17 @@ def _kernel_gradient_of_1x1(x, kernel, gradient):
   return _product_over_pixels(x, gradient)[None, None]
 
 
-def _kernel_gradient_of_3x3(x, kernel, gradient, rows=None):
-  """Products of three copies of x moved along a row, and three of the gradient along a column.
-
-  Each holds all nine taps. With `rows` there is one for so many rows, and their copies stay in a
-  core's cache; else one for all.
-  """
+def _kernel_gradient_of_3x3(x, kernel, gradient):
+  """One product: of x in three copies moved along rows, the gradient in three along columns."""
   height, width = x.shape[1:3]
   channels, features = kernel.shape[2:]
-  rows = rows or height + 2
-  missing = -(height + 2) % rows
-  x = jnp.pad(x, ((0, 0), (1, 1 + missing), (1, 1), (0, 0)))
-  gradient = jnp.pad(gradient, ((0, 0), (2, 2 + missing), (0, 0), (0, 0)))
-
-  def operands_of(start):
-    x_rows = jax.lax.dynamic_slice_in_dim(x, start, rows, 1)
-    gradient_rows = jax.lax.dynamic_slice_in_dim(gradient, start, rows + 2, 1)
-    along_row = [x_rows[:, :, i : i + width] for i in range(3)]
-    along_column = [gradient_rows[:, 2 - i : 2 - i + rows] for i in range(3)]
-    return jnp.concatenate(along_row, axis=-1), jnp.concatenate(along_column, axis=-1)
-
-  product = _sum_over_rows(operands_of, height + 2 + missing, rows)
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  gradient = jnp.pad(gradient, ((0, 0), (2, 2), (0, 0), (0, 0)))
+  along_row = [x[:, :, i : i + width] for i in range(3)]
+  along_column = [gradient[:, 2 - i : 4 - i + height] for i in range(3)]
+  product = _product_over_pixels(
+    jnp.concatenate(along_row, axis=-1), jnp.concatenate(along_column, axis=-1)
+  )
   return product.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 
