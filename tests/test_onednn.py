@@ -1,5 +1,6 @@
 """Convolutions by oneDNN give what XLA's give, and are taken where they pay."""
 
+import functools
 import json
 import platform
 import sys
@@ -17,6 +18,7 @@ from if_jax.compilation_cache import not_kept
 from if_jax.data.streets import draw
 from if_jax.inference import for_many_images
 from if_jax.models import create_model
+from if_jax.models.layers import Conv
 from if_jax.ops import convolution, onednn
 from if_jax.predict import Predictor
 
@@ -73,6 +75,17 @@ def test_a_network_is_that_of_xla(name, edge_head):
   assert actual.keys() == expected.keys()
   for key, value in expected.items():
     np.testing.assert_allclose(actual[key], value, atol=1e-5 * np.abs(value).max())
+
+
+@works
+def test_very_large_convolutions_are_left_to_winograd():
+  conv = functools.partial(Conv, 512, 3, use_bias=True, parent=None)
+  x = jax.ShapeDtypeStruct((1, 64, 128, 720), jnp.float32)
+  variables = jax.eval_shape(conv().init, jax.random.key(0), x)
+  programs = [str(jax.make_jaxpr(conv(onednn=fast).apply)(variables, x)) for fast in (False, True)]
+  assert programs[0] == programs[1]
+  small = jax.ShapeDtypeStruct((1, 8, 16, 720), jnp.float32)
+  assert 'ffi_call' in str(jax.make_jaxpr(conv(onednn=True).apply)(variables, small))
 
 
 def _draw_variables(model, images):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from if_jax.ops import onednn
-from if_jax.ops.convolution import conv2d
+from if_jax.ops.convolution import conv2d, takes_winograd
 
 Dtype = Any
 # Makes a `Conv`, a `BatchNorm` or a block of them.
@@ -29,7 +29,8 @@ LOGITS_INIT = nn.initializers.normal(0.001)
 class Conv(nn.Module):
   """A 2-D convolution with square kernel, padded as PyTorch's `padding=kernel_size // 2`.
 
-  With `onednn` it runs by `if_jax.ops.onednn`.
+  With `onednn` it runs by `if_jax.ops.onednn`, if it is not so large that Winograd's algorithm is
+  faster.
   """
 
   features: int
@@ -43,10 +44,14 @@ class Conv(nn.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel, bias = self._entries(x.shape[-1])
-    if self.onednn:
+    if self.is_by_onednn(x):
       return self._by_onednn(x, kernel, bias)
     x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self._pixels())
     return x if bias is None else x + bias.astype(self.dtype)
+
+  def is_by_onednn(self, x: jax.Array) -> bool:
+    shape = self.features, self.kernel_size, self.stride, self._pixels()
+    return self.onednn and not takes_winograd(x, *shape)
 
   def normalized(
     self,
@@ -191,7 +196,7 @@ def conv_norm(
   relu: bool = True,
 ) -> jax.Array:
   """A convolution, its normalisation, what is added to it, and ReLU: by oneDNN in one go."""
-  if conv.onednn and not train:
+  if not train and conv.is_by_onednn(x):
     return conv.normalized(x, *norm.affine(conv.features), residual, relu)
   x = norm(conv(x), train)
   if residual is not None:

@@ -16,7 +16,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   """A 2-D convolution with square kernel. Reverse mode only.
 
   A 1x1 kernel is applied as a matrix product: on XLA's CPU backend 2.5 to 4 times faster. There,
-  gradients take other forms than XLA's own, too, where these are faster.
+  3x3 kernels in training, very large ones always, and gradients take other forms than XLA's own,
+  too, where these are faster.
 
   Args:
     x: float [B, H, W, C].
@@ -32,6 +33,29 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   return _conv2d(x, kernel, stride, padding)
 
 
+def takes_winograd(
+  x: jax.Array, features: int, kernel_size: int, stride: int, padding: int, train: bool = False
+) -> bool:
+  """Whether `conv2d` of x to so many features is by `if_jax.ops.winograd` on CPUs.
+
+  It is where this pays for compiling 0.1 s longer: in evaluation, where one image may be all, only
+  if the convolution itself takes as long.
+  """
+  least = 2**18 if train else 2**26
+  return _winograd_pays((kernel_size, stride, padding), x, features, least)
+
+
+def _evaluate(x, kernel, stride, padding):
+  return _compute(x, kernel, stride, padding, train=False)
+
+
+def _compute(x, kernel, stride, padding, train):
+  by_xla = functools.partial(_apply, stride=stride, padding=padding)
+  if takes_winograd(x, kernel.shape[3], kernel.shape[0], stride, padding, train):
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=by_xla)
+  return by_xla(x, kernel)
+
+
 def _apply(x, kernel, stride, padding):
   if kernel.shape[0] == 1 and stride == 1 and padding == 0:
     return jnp.tensordot(x, kernel[0, 0], 1)
@@ -45,12 +69,7 @@ def _convolve(x, kernel, stride, padding):
 
 
 def _forward(x, kernel, stride, padding):
-  by_xla = functools.partial(_apply, stride=stride, padding=padding)
-  if _is_for_winograd((kernel.shape[0], stride, padding), x, kernel.shape[3]):
-    y = jax.lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=by_xla)
-  else:
-    y = by_xla(x, kernel)
-  return y, (x, kernel)
+  return _compute(x, kernel, stride, padding, train=True), (x, kernel)
 
 
 def _backward(stride, padding, residuals, gradient):
@@ -79,7 +98,7 @@ def _backward(stride, padding, residuals, gradient):
   )
 
 
-_conv2d = jax.custom_vjp(_apply, nondiff_argnums=(2, 3))
+_conv2d = jax.custom_vjp(_evaluate, nondiff_argnums=(2, 3))
 _conv2d.defvjp(_forward, _backward)
 
 
@@ -91,24 +110,24 @@ _conv2d.defvjp(_forward, _backward)
 _MANY_NUMBERS = 2**19
 
 
-def _is_for_winograd(form, x, features, most_per_tile=8):
+def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
   """Whether a convolution or, with another limit, its kernel's gradient is faster by `winograd`.
 
   Of few channels, the sums cost more than the products they spare, and so do a kernel's for few
-  tiles. Each convolution takes 0.2 s longer to compile with them, which must be worth it.
+  tiles. `least` is of the work, products by tile and pair of channels.
   """
   sizes = x.shape[:3]
   if form != (3, 1, 1) or x.dtype != jnp.float32 or any(map(jax.export.is_symbolic_dim, sizes)):
     return False
   few, many = sorted((x.shape[3], features))
   tiles = sizes[0] * (sizes[1] // winograd.TILE) * (sizes[2] // winograd.TILE)
-  worth_it = few >= 32 and tiles * few * many >= 2**18
-  return worth_it and many <= 4 * few and many <= most_per_tile * tiles
+  is_wide = few >= 32 and many <= 4 * few and many <= most_per_tile * tiles
+  return is_wide and tiles * few * many >= least
 
 
 def _input_gradient_on_cpu(form, x, gradient):
   """Another form than XLA's, or None."""
-  if _is_for_winograd(form, x, gradient.shape[3]):
+  if _winograd_pays(form, x, gradient.shape[3]):
     return lambda x, kernel, gradient: winograd.input_gradient(kernel, gradient)
   # 64 channels of 128 x 256, from 64: 21 to 15 ms. With fewer channels it makes no difference.
   return _input_gradient_of_stride_2 if form == (3, 2, 1) and x.shape[3] >= 64 else None
@@ -123,7 +142,7 @@ def _kernel_gradient_on_cpu(form, x, gradient):
   channels, features = x.shape[3], gradient.shape[3]
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
-  if _is_for_winograd(form, x, features, most_per_tile=32):
+  if _winograd_pays(form, x, features, most_per_tile=32):
     return lambda x, kernel, gradient: winograd.kernel_gradient(x, gradient)
   if form == (3, 1, 1) and channels > 4 * features:
     return _kernel_gradient_of_wide_3x3
