@@ -19,6 +19,7 @@ import torch
 from ml_collections import ConfigDict
 
 from benchmarks.inference import add_arguments, integers, words
+from benchmarks.operations import operations
 from benchmarks.pytorch_losses import joint_loss
 from benchmarks.pytorch_peers import compile_peer, create_peer, device, normalize, to_torch_maps
 from benchmarks.results import print_table, run
@@ -113,8 +114,8 @@ def compile_on_one_device(config: ConfigDict, state, batch) -> tuple[Callable, f
     seed=config.seed,
   )
   loss_fn = loss_from_config(config)
-  lowered = jax.jit(step, donate_argnums=0).lower(state, batch, loss_fn)
-  return lowered.compile(), lowered.cost_analysis()['flops'] / 1e9, loss_fn
+  compiled = jax.jit(step, donate_argnums=0).lower(state, batch, loss_fn).compile()
+  return compiled, operations(step, state, batch, loss_fn) / 1e9, loss_fn
 
 
 def repeat(step: Callable, state, batch, loss_fn) -> Callable[[], jax.Array]:
