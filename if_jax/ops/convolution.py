@@ -105,8 +105,7 @@ _conv2d.defvjp(_forward, _backward)
 # Where XLA's CPU backend is slow in gradients, and what is done in its place. The times are those
 # of one core for two images.
 
-# An array of so many, copied a few times, does not fit a core's cache: with 96 channels of 32 x 64
-# XLA's form is still as fast as one by rows.
+# An array of so many, copied a few times, does not fit a core's cache.
 _MANY_NUMBERS = 2**19
 
 
