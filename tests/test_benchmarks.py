@@ -22,6 +22,7 @@ from benchmarks import (
   operations,
   tiles,
 )
+from if_jax.ops.convolution import conv2d
 
 
 @jax.tree_util.Partial
@@ -204,6 +205,13 @@ def test_a_picture_without_a_street_around_it_is_refused(tmp_path):
 def test_operations_of_a_product_are_those_of_its_definition():
   matrices = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)
   assert operations.operations(jnp.matmul, *matrices) == 2 * 3 * 5 * 7
+
+
+def test_operations_of_a_convolution_are_those_of_its_definition_whatever_the_processor():
+  x, kernel = (jax.ShapeDtypeStruct(x, jnp.float32) for x in ((1, 64, 64, 520), (3, 3, 520, 512)))
+  count = operations.operations(lambda x, kernel: conv2d(x, kernel, 1, 1), x, kernel)
+  # Pixels at the edges see 2 of 3 rows or columns.
+  assert count == pytest.approx(2 * (3 * 64 - 2) ** 2 * 520 * 512, rel=1e-3)
 
 
 def test_gradients_of_terms_that_share_nothing_are_at_right_angles(monkeypatch, tmp_path):

@@ -339,28 +339,33 @@ def test_convolution_and_its_gradients_match_pytorch(
 
 
 @pytest.mark.parametrize('size', [(1, 2), (2, 3), (7, 9), (8, 6)])
-def test_a_kernel_gradient_is_the_sum_of_those_of_rows(size):
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_kernel_gradient_is_the_sum_of_those_of_rows(stride, size):
   """The form that large images take, with odd and even sides."""
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
   kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 4)), jnp.float32)
-  convolve = functools.partial(convolution._apply, stride=2, padding=1)
+  convolve = functools.partial(convolution._apply, stride=stride, padding=1)
   result, transpose = jax.vjp(convolve, x, kernel)
   gradient = jnp.asarray(rng.normal(size=result.shape), jnp.float32)
-  actual = convolution._kernel_gradient_of_stride_2(x, kernel, gradient, rows=2)
+  forms = convolution._kernel_gradient_of_3x3, convolution._kernel_gradient_of_stride_2
+  actual = forms[stride - 1](x, kernel, gradient, rows=2)
   np.testing.assert_allclose(actual, transpose(gradient)[1], atol=1e-5)
 
 
-def test_a_kernel_gradient_of_large_images_in_bfloat16():
+@pytest.mark.parametrize('stride', [1, 2])
+def test_kernel_gradients_of_large_images_in_bfloat16(stride):
   """Rows are added up in float32."""
   rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(1, 224, 224, 48)), jnp.bfloat16)
-  gradient = jnp.asarray(rng.normal(size=(1, 112, 112, 48)), jnp.bfloat16)
-  assert convolution._kernel_gradient_on_cpu((3, 2, 1), x, gradient)
+  gradient_shape = (1, 112, 112, 48)
+  shape = (1, 112 * stride, 112 * stride, 48)
+  x = jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+  gradient = jnp.asarray(rng.normal(size=gradient_shape), jnp.bfloat16)
+  assert convolution._kernel_gradient_on_cpu((3, stride, 1), x, gradient)
 
   def kernel_gradient(x, gradient, convolve):
     kernel = jnp.zeros((3, 3, 48, 48), x.dtype)
-    return jax.vjp(lambda kernel: convolve(x, kernel, 2, 1), kernel)[1](gradient)[0]
+    return jax.vjp(lambda kernel: convolve(x, kernel, stride, 1), kernel)[1](gradient)[0]
 
   actual = jax.jit(kernel_gradient, static_argnums=2)(x, gradient, conv2d)
   assert actual.dtype == jnp.bfloat16
@@ -391,6 +396,25 @@ def test_devices_of_a_mesh_add_up_their_gradients_of_a_shared_kernel(
   apply = functools.partial(convolution._apply, stride=stride, padding=kernel_size // 2)
   expected = jax.grad(lambda kernel: jnp.sum(apply(x, kernel) ** 2))(kernel)
   np.testing.assert_allclose(gradient(kernel, x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+  ('kernel_size', 'stride', 'channels', 'size'), [(1, 1, 4, 8), (3, 1, 64, 92), (3, 2, 64, 184)]
+)
+def test_gradients_where_types_say_which_device_holds_what(kernel_size, stride, channels, size):
+  x = jax.random.normal(jax.random.key(0), (2, size, size, channels))
+  kernel = jax.random.normal(jax.random.key(1), (kernel_size, kernel_size, channels, channels))
+
+  def total(kernel, x):
+    return jnp.sum(conv2d(x, kernel, stride, kernel_size // 2) ** 2)
+
+  expected = jax.grad(total, (0, 1))(kernel, x)
+  mesh = jax.make_mesh((1,), ('d',), axis_types=(jax.sharding.AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    x, kernel = (jax.device_put(y, jax.P(axis)) for y, axis in ((x, 'd'), (kernel, None)))
+    actual = jax.jit(jax.grad(total, (0, 1)))(kernel, x)
+  for gradient, one in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(gradient, one, atol=3e-5 * np.abs(one).max())
 
 
 def test_programs_for_any_size_have_gradients():

@@ -16,8 +16,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   """A 2-D convolution with square kernel. Reverse mode only.
 
   A 1x1 kernel is applied as a matrix product: on XLA's CPU backend 2.5 to 4 times faster. There,
-  3x3 kernels in training, very large ones always, and gradients take other forms than XLA's own,
-  too, where these are faster.
+  gradients take other forms than XLA's own, too, where these are faster, and so do convolutions
+  with 3x3 kernels: the very large, and most of those whose gradients are taken, which are thus not
+  the same to the last bits as without (`if_jax.ops.winograd`).
 
   Args:
     x: float [B, H, W, C].
@@ -34,24 +35,24 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
 
 
 def takes_winograd(
-  x: jax.Array, features: int, kernel_size: int, stride: int, padding: int, train: bool = False
+  x: jax.Array, features: int, kernel_size: int, stride: int, padding: int, gradients: bool = False
 ) -> bool:
   """Whether `conv2d` of x to so many features is by `if_jax.ops.winograd` on CPUs.
 
-  It is where this pays for compiling 0.1 s longer: in evaluation, where one image may be all, only
-  if the convolution itself takes as long.
+  It is where this pays for compiling 0.1 s longer: without gradients, where one image may be all,
+  only if the convolution of one itself takes 50 ms or more of a core.
   """
-  least = 2**18 if train else 2**26
+  least = 2**18 if gradients else 2**26 * x.shape[0]
   return _winograd_pays((kernel_size, stride, padding), x, features, least)
 
 
 def _evaluate(x, kernel, stride, padding):
-  return _compute(x, kernel, stride, padding, train=False)
+  return _compute(x, kernel, stride, padding, gradients=False)
 
 
-def _compute(x, kernel, stride, padding, train):
+def _compute(x, kernel, stride, padding, gradients):
   by_xla = functools.partial(_apply, stride=stride, padding=padding)
-  if takes_winograd(x, kernel.shape[3], kernel.shape[0], stride, padding, train):
+  if takes_winograd(x, kernel.shape[3], kernel.shape[0], stride, padding, gradients):
     return jax.lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=by_xla)
   return by_xla(x, kernel)
 
@@ -69,7 +70,7 @@ def _convolve(x, kernel, stride, padding):
 
 
 def _forward(x, kernel, stride, padding):
-  return _compute(x, kernel, stride, padding, train=True), (x, kernel)
+  return _compute(x, kernel, stride, padding, gradients=True), (x, kernel)
 
 
 def _backward(stride, padding, residuals, gradient):
@@ -105,29 +106,44 @@ _conv2d.defvjp(_forward, _backward)
 # Where XLA's CPU backend is slow in gradients, and what is done in its place. The times are those
 # of one core for two images.
 
-# An array of so many, copied a few times, does not fit a core's cache.
+# An array of so many, copied a few times, does not fit a core's cache: with 96 channels of 32 x 64
+# XLA's form is still as fast as one by rows.
 _MANY_NUMBERS = 2**19
 
 
 def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
-  """Whether a convolution or, with another limit, its kernel's gradient is faster by `winograd`.
+  """Whether a convolution, or one of its gradients, is faster by `winograd`.
 
-  Of few channels, the sums cost more than the products they spare, and so do a kernel's for few
-  tiles. `least` is of the work, products by tile and pair of channels.
+  Args:
+    form: size of the kernel, stride and padding.
+    x: [B, H, W, C], the input.
+    features: of the result.
+    least: products of tiles, channels and features that pay for what else there is to do.
+    most_per_tile: of channels and features; a kernel's sums, taken once, are of as many tiles.
   """
   sizes = x.shape[:3]
   if form != (3, 1, 1) or x.dtype != jnp.float32 or any(map(jax.export.is_symbolic_dim, sizes)):
     return False
+  if _is_sharded_explicitly():
+    return False
   few, many = sorted((x.shape[3], features))
   tiles = sizes[0] * (sizes[1] // winograd.TILE) * (sizes[2] // winograd.TILE)
+  # Of few channels, the sums cost more than the products they spare.
   is_wide = few >= 32 and many <= 4 * few and many <= most_per_tile * tiles
   return is_wide and tiles * few * many >= least
+
+
+def _is_sharded_explicitly():
+  """Whether JAX's types say which devices hold what: pixels of all images then are not one axis."""
+  return bool(jax.sharding.get_abstract_mesh().explicit_axes)
 
 
 def _input_gradient_on_cpu(form, x, gradient):
   """Another form than XLA's, or None."""
   if _winograd_pays(form, x, gradient.shape[3]):
     return lambda x, kernel, gradient: winograd.input_gradient(kernel, gradient)
+  if _is_sharded_explicitly():
+    return None
   # 64 channels of 128 x 256, from 64: 21 to 15 ms. With fewer channels it makes no difference.
   return _input_gradient_of_stride_2 if form == (3, 2, 1) and x.shape[3] >= 64 else None
 
@@ -139,8 +155,11 @@ def _kernel_gradient_on_cpu(form, x, gradient):
   channels, and transposes both to get there.
   """
   channels, features = x.shape[3], gradient.shape[3]
+  if _is_sharded_explicitly():
+    return None
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
+  # 256 channels of one image of 8 x 16: 3.3 to 2.5 ms; 512 of it: 20 to 40.
   if _winograd_pays(form, x, features, most_per_tile=32):
     return lambda x, kernel, gradient: winograd.kernel_gradient(x, gradient)
   if form == (3, 1, 1) and channels > 4 * features:
@@ -148,6 +167,9 @@ def _kernel_gradient_on_cpu(form, x, gradient):
   # 16 channels of 32 x 64: 1.5 to 0.3 ms; 18 of 64 x 128: 2.7 to 1.9.
   if form == (3, 1, 1) and min(channels, features) < 48:
     return _kernel_gradient_of_3x3
+  # In bfloat16 192 channels of 64 x 128: 400 to 170 ms; from 64 to 288 in float32: 230 to 80.
+  if form == (3, 1, 1) and _are_many(*gradient.shape[:3], min(channels, features)):
+    return functools.partial(_kernel_gradient_of_3x3, rows=2)
   # 64 channels to 64 of 64 x 128: 48 to 30 ms; 3 to 64 of 128 x 256: 12 to 6.
   if form == (3, 2, 1) and _are_many(*gradient.shape):
     return _kernel_gradient_of_stride_2
@@ -183,17 +205,27 @@ def _kernel_gradient_of_1x1(x, kernel, gradient):
   return _product_over_pixels(x, gradient)[None, None]
 
 
-def _kernel_gradient_of_3x3(x, kernel, gradient):
-  """One product: of x in three copies moved along rows, the gradient in three along columns."""
+def _kernel_gradient_of_3x3(x, kernel, gradient, rows=None):
+  """Products of three copies of x moved along a row, and three of the gradient along a column.
+
+  Each holds all nine taps. With `rows` there is one for so many rows, and their copies stay in a
+  core's cache; else one for all.
+  """
   height, width = x.shape[1:3]
   channels, features = kernel.shape[2:]
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  gradient = jnp.pad(gradient, ((0, 0), (2, 2), (0, 0), (0, 0)))
-  along_row = [x[:, :, i : i + width] for i in range(3)]
-  along_column = [gradient[:, 2 - i : 4 - i + height] for i in range(3)]
-  product = _product_over_pixels(
-    jnp.concatenate(along_row, axis=-1), jnp.concatenate(along_column, axis=-1)
-  )
+  rows = rows or height + 2
+  missing = -(height + 2) % rows
+  x = jnp.pad(x, ((0, 0), (1, 1 + missing), (1, 1), (0, 0)))
+  gradient = jnp.pad(gradient, ((0, 0), (2, 2 + missing), (0, 0), (0, 0)))
+
+  def operands_of(start):
+    x_rows = jax.lax.dynamic_slice_in_dim(x, start, rows, 1)
+    gradient_rows = jax.lax.dynamic_slice_in_dim(gradient, start, rows + 2, 1)
+    along_row = [x_rows[:, :, i : i + width] for i in range(3)]
+    along_column = [gradient_rows[:, 2 - i : 2 - i + rows] for i in range(3)]
+    return jnp.concatenate(along_row, axis=-1), jnp.concatenate(along_column, axis=-1)
+
+  product = _sum_over_rows(operands_of, height + 2 + missing, rows)
   return product.reshape(3, channels, 3, features).transpose(2, 0, 1, 3)
 
 
