@@ -163,8 +163,8 @@ class InverseMLP(nn.Module):
 def _dense_product(x, kernel, dimension_numbers, precision):
   """What `nn.Dense` does, of [N, C] and [C, D]. Reverse mode only.
 
-  A kernel of 400 MB comes first here and in its gradient: on XLA's CPU backend 96 ms, and 126 the
-  other way round.
+  A kernel of 400 MB comes first, and so it does in the gradient of x: on XLA's CPU backend 96 ms,
+  and 126 the other way round; the gradient 46, and 60.
   """
   del dimension_numbers
   return jnp.matmul(kernel.T, jax.lax.optimization_barrier(x.T), precision=precision).T

@@ -50,8 +50,9 @@ class Conv(nn.Module):
     return x if bias is None else x + bias.astype(self.dtype)
 
   def is_by_onednn(self, x: jax.Array) -> bool:
-    shape = self.features, self.kernel_size, self.stride, self._pixels()
-    return self.onednn and not takes_winograd(x, *shape)
+    """Whether x, [B, H, W, C], is convolved by oneDNN."""
+    form = self.features, self.kernel_size, self.stride, self._pixels()
+    return self.onednn and not takes_winograd(x, *form)
 
   def normalized(
     self,
@@ -82,7 +83,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over all axes but the last, as PyTorch computes it.
+  """Batch normalisation over all axes but the last, as PyTorch computes it. Reverse mode only.
 
   In training it normalises by the statistics of the whole batch, over all devices of `axis_name`,
   and moves the running ones towards them, which have no gradients. PyTorch's running variance is

@@ -35,8 +35,9 @@ _KERNEL = np.array([
 # Along both.
 _KERNELS = np.kron(_KERNEL, _KERNEL)
 
-# More are worked on in strips of about as many as the second, which do not leave the caches: 32
-# channels of 128 x 256 take 28 ms at once and 15 in strips (two images, one core).
+# More are worked on in strips of about as many as the second, or of one row of all images, which do
+# not leave the caches: 32 channels of 128 x 256 take 28 ms at once and 15 in strips (two images,
+# one core).
 _MANY_TILES = 512
 _TILES_OF_STRIP = 256
 
