@@ -168,8 +168,10 @@ def test_numbers_of_64_bits_may_be_switched_on():
 MESH_SCRIPT = """
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from if_jax.ops import winograd
+from if_jax.ops.convolution import conv2d
 
 def total(kernel, x):
   return jnp.sum(winograd.conv3x3(x, kernel)) + jnp.sum(winograd.kernel_gradient(x, x))
@@ -179,10 +181,20 @@ def argument(shape, *axes):
   return jax.ShapeDtypeStruct(shape, 'float32', sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 program = jax.jit(total).lower(argument((3, 3, 40, 40)), argument((4, 100, 48, 40), 'd')).compile()
 print({name: f' {name}(' in program.as_text() for name in ('all-reduce', 'all-gather')})
+
+def own_kernel(x, kernel):
+  return jax.grad(lambda x, kernel: jnp.sum(conv2d(x, kernel, 1, 1) ** 2), (0, 1))(x, kernel)
+x, kernel = jnp.ones((1, 92, 92, 32)), jax.random.normal(jax.random.key(0), (3, 3, 32, 64))
+parts = jax.shard_map(
+  own_kernel, mesh=mesh, in_specs=(jax.P(), jax.P(None, None, None, 'd')),
+  out_specs=(jax.P(), jax.P(None, None, None, 'd')),
+)
+for one, whole in zip(jax.jit(parts)(x, kernel), own_kernel(x, kernel)):
+  np.testing.assert_allclose(one, whole, atol=3e-5 * np.abs(whole).max())
 """
 
 
-def test_devices_that_share_a_batch_keep_their_images():
+def test_devices_of_a_mesh_keep_their_images_and_their_kernels():
   run = run_python('-c', MESH_SCRIPT, devices=2)
   assert run.returncode == 0, run.stderr
   assert ast.literal_eval(run.stdout) == {'all-reduce': True, 'all-gather': False}

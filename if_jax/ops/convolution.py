@@ -8,6 +8,7 @@ import jax.export
 import jax.numpy as jnp
 
 from if_jax.ops import winograd
+from if_jax.ops.varying import vary_alike
 
 
 # `jax.jit`: traced once for all layers of one shape.
@@ -28,10 +29,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -
   Returns:
     [B, H', W', D] with H' = (H + 2 * padding - k) // stride + 1.
   """
-  if jax.sharding.get_abstract_mesh().manual_axes:
-    # In `jax.shard_map` this 0 makes a shared kernel each device's own; JAX adds up the gradients.
-    kernel += jnp.sum(jax.lax.stop_gradient(x[:0]))
-  return _conv2d(x, kernel, stride, padding)
+  return _conv2d(*vary_alike(x, kernel), stride, padding)
 
 
 def takes_winograd(
@@ -40,7 +38,7 @@ def takes_winograd(
   """Whether `conv2d` of x to so many features is by `if_jax.ops.winograd` on CPUs.
 
   It is where this pays for compiling 0.1 s longer: without gradients, where one image may be all,
-  only if the convolution of one itself takes 50 ms or more of a core.
+  only if that takes long itself, with 5 GFLOP or more for each.
   """
   least = 2**18 if gradients else 2**26 * x.shape[0]
   return _winograd_pays((kernel_size, stride, padding), x, features, least)
@@ -134,7 +132,11 @@ def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
 
 
 def _is_sharded_explicitly():
-  """Whether JAX's types say which devices hold what: pixels of all images then are not one axis."""
+  """Whether JAX's types say which devices hold what: then pixels of all images are not one axis.
+
+  They do within `jax.set_mesh` of a mesh with explicit axes, without which JAX has no gradients of
+  convolutions there.
+  """
   return bool(jax.sharding.get_abstract_mesh().explicit_axes)
 
 
@@ -208,8 +210,8 @@ def _kernel_gradient_of_1x1(x, kernel, gradient):
 def _kernel_gradient_of_3x3(x, kernel, gradient, rows=None):
   """Products of three copies of x moved along a row, and three of the gradient along a column.
 
-  Each holds all nine taps. With `rows` there is one for so many rows, and their copies stay in a
-  core's cache; else one for all.
+  A product holds all nine taps. With `rows` there is one for so many rows, and their copies stay
+  in a core's cache; else one for all.
   """
   height, width = x.shape[1:3]
   channels, features = kernel.shape[2:]

@@ -5,7 +5,7 @@ channels where the definition has 9 for each of 16 values. Over all tiles these 
 products; before and after them a few sums are taken.
 
 Errors are 2 to 5 times those of sums of products, those of a kernel's gradient 1 to 2 times. They
-are relative to the largest value that a tile sees, and what is not finite makes all its tile so.
+are relative to the largest value that a tile sees, and what is not finite makes its tile so, too.
 
 Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016). Polynomials are
 evaluated at 0, 1, -1, 1/2, -2 and infinity, which Barabasz et al., Error Analysis and Improving the
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from if_jax.ops.varying import vary_alike
 
 # Values of the result along one side of a tile, and those of the input that it is made of.
 TILE = 4
@@ -35,8 +37,8 @@ _KERNEL = np.array([
 # Along both.
 _KERNELS = np.kron(_KERNEL, _KERNEL)
 
-# More are worked on in strips of about as many as the second, or of one row of all images, which do
-# not leave the caches: 32 channels of 128 x 256 take 28 ms at once and 15 in strips (two images,
+# More are worked on in strips of about as many as the second, one row of all images at least, so as
+# not to leave the caches: 32 channels of 128 x 256 take 28 ms at once and 15 in strips (two images,
 # one core).
 _MANY_TILES = 512
 _TILES_OF_STRIP = 256
@@ -78,8 +80,8 @@ def _convolve(axes, x, kernel, features):
   if len(starts) == 1:
     y = result_of(x)
   else:
-    y = _zeros((batch, len(starts) * TILE * rows, TILE * tiles[2], features), x)
-    y, _ = jax.lax.scan(put, y, starts)
+    y = jnp.zeros((batch, len(starts) * TILE * rows, TILE * tiles[2], features), x.dtype)
+    y, _ = jax.lax.scan(put, vary_alike(y, x, kernel)[0], starts)
   return y[:, :height, :width]
 
 
@@ -98,8 +100,8 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
   if len(starts) == 1:
     products = products_of(x, gradient)
   else:
-    total = _zeros((_SEEN**2, x.shape[3], gradient.shape[3]), x)
-    products, _ = jax.lax.scan(add, total, starts)
+    total = jnp.zeros((_SEEN**2, x.shape[3], gradient.shape[3]), x.dtype)
+    products, _ = jax.lax.scan(add, vary_alike(total, x, gradient)[0], starts)
   return _to_kernel(products)
 
 
@@ -121,11 +123,6 @@ def _strips(shape: Sequence[int]) -> tuple[int, np.ndarray]:
 
 def _strip(x, start, rows):
   return jax.lax.dynamic_slice_in_dim(x, start, TILE * rows, 1)
-
-
-def _zeros(shape, like):
-  # In `jax.shard_map` the sum of nothing makes them each device's own, as `like` is.
-  return jnp.zeros(shape, like.dtype) + jnp.sum(like[:0])
 
 
 def _pad(x, rows, seen=False):
