@@ -38,7 +38,7 @@ def takes_winograd(
   """Whether `conv2d` of x to so many features is by `if_jax.ops.winograd` on CPUs.
 
   It is where this pays for compiling 0.1 s longer: without gradients, where one image may be all,
-  only if that takes long itself, with 5 GFLOP or more for each.
+  only if that takes long itself, from 5 GFLOP an image.
   """
   least = 2**18 if gradients else 2**26 * x.shape[0]
   return _winograd_pays((kernel_size, stride, padding), x, features, least)
@@ -116,8 +116,9 @@ def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
     form: size of the kernel, stride and padding.
     x: [B, H, W, C], the input.
     features: of the result.
-    least: products of tiles, channels and features that pay for what else there is to do.
-    most_per_tile: of channels and features; a kernel's sums, taken once, are of as many tiles.
+    least: tiles times channels times features that pay for what else there is to do.
+    most_per_tile: channels or features, whichever are more; with few tiles the sums of the kernel
+      cost more than the products they spare.
   """
   sizes = x.shape[:3]
   if form != (3, 1, 1) or x.dtype != jnp.float32 or any(map(jax.export.is_symbolic_dim, sizes)):
@@ -126,7 +127,7 @@ def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
     return False
   few, many = sorted((x.shape[3], features))
   tiles = sizes[0] * (sizes[1] // winograd.TILE) * (sizes[2] // winograd.TILE)
-  # Of few channels, the sums cost more than the products they spare.
+  # So do those of the images with few channels.
   is_wide = few >= 32 and many <= 4 * few and many <= most_per_tile * tiles
   return is_wide and tiles * few * many >= least
 
@@ -161,7 +162,7 @@ def _kernel_gradient_on_cpu(form, x, gradient):
     return None
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
-  # 256 channels of one image of 8 x 16: 3.3 to 2.5 ms; 512 of it: 20 to 40.
+  # 256 channels of one image of 8 x 16, 32 to a tile: 3.3 to 2.5 ms; 512: 20 to 40.
   if _winograd_pays(form, x, features, most_per_tile=32):
     return lambda x, kernel, gradient: winograd.kernel_gradient(x, gradient)
   if form == (3, 1, 1) and channels > 4 * features:
