@@ -71,7 +71,7 @@ def test_a_convolution_and_its_gradients(batch, height, width):
 
   expected = _exact_kernel_gradient(x, gradient)
   actual = winograd.kernel_gradient(x, gradient)
-  np.testing.assert_allclose(actual, expected, atol=1e-5 * (batch * height * width) ** 0.5 + 1e-4)
+  np.testing.assert_allclose(actual, expected, atol=1e-5 * (batch * height * width) ** 0.5 + 9e-5)
 
 
 def _by_products(x, kernel):
@@ -141,14 +141,14 @@ def test_large_convolutions_take_it(shape, features, dtype, without_gradients, t
   kernel = jnp.asarray(_draw(1, 3, 3, shape[3], features) / (3 * shape[3] ** 0.5), dtype)
   program = jax.jit(convolve).trace(x, kernel).jaxpr
   assert ('conv3x3' in str(program)) == without_gradients
-  np.testing.assert_allclose(
-    convolve(x, kernel).astype(jnp.float32), _by_products(x, kernel).astype(jnp.float32), atol=5e-5
-  )
 
   program = str(jax.jit(lambda x, kernel: _gradients(convolve, x, kernel)).trace(x, kernel).jaxpr)
   names = 'conv3x3', 'input_gradient', 'kernel_gradient'
   assert tuple(f'name={name}' in program for name in names) == taken
   actual, expected = (_gradients(f, x, kernel) for f in (convolve, _by_products))
+  for result, is_taken in ((convolve(x, kernel), without_gradients), (actual[0], taken[0])):
+    np.testing.assert_allclose(result, expected[0], atol=5e-5)
+    assert np.array_equal(result, expected[0]) != is_taken
   tolerance = 0.01 if dtype == 'bfloat16' else 2e-5
   for one, other in zip(actual, expected, strict=True):
     one, other = (np.asarray(y, np.float32) for y in (one, other))

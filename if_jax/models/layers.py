@@ -139,8 +139,8 @@ def _batch_statistics(x, axis_name):
   x = x.astype(jnp.float32)
   axes = tuple(range(x.ndim - 1))
   count = x.size // x.shape[-1]
-  # Each of these has hundreds of copies in a network: not stacked where there is no need, and
-  # without a maximum, the gradients of both are operations that take long to compile.
+  # No stack without need, and no maximum below: their gradients are small operations, of which a
+  # network has hundreds, that take long to compile.
   mean, square = jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
   if axis_name is not None:
     mean, square = jax.lax.pmean(jnp.stack([mean, square]), axis_name)

@@ -49,10 +49,18 @@ def _evaluate(x, kernel, stride, padding):
 
 
 def _compute(x, kernel, stride, padding, gradients):
+  taken = takes_winograd(x, kernel.shape[3], kernel.shape[0], stride, padding, gradients)
   by_xla = functools.partial(_apply, stride=stride, padding=padding)
-  if takes_winograd(x, kernel.shape[3], kernel.shape[0], stride, padding, gradients):
-    return jax.lax.platform_dependent(x, kernel, cpu=winograd.conv3x3, default=by_xla)
-  return by_xla(x, kernel)
+  return _by_platform(winograd.conv3x3 if taken else None, by_xla, x, kernel)
+
+
+def _by_platform(on_cpu, by_xla, *operands):
+  """By another form than XLA's on CPUs, where there is one."""
+  # Where JAX's types say which devices hold what, pixels of all images are not one axis. They do
+  # within `jax.set_mesh` of a mesh with explicit axes, without which JAX has no gradients there.
+  if on_cpu is None or jax.sharding.get_abstract_mesh().explicit_axes:
+    return by_xla(*operands)
+  return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=by_xla)
 
 
 def _apply(x, kernel, stride, padding):
@@ -86,15 +94,10 @@ def _backward(stride, padding, residuals, gradient):
 
   form = kernel.shape[0], stride, padding
   choices = (
-    (input_by_xla, _input_gradient_on_cpu(form, x, gradient)),
-    (kernel_by_xla, _kernel_gradient_on_cpu(form, x, gradient)),
+    (_input_gradient_on_cpu(form, x, gradient), input_by_xla),
+    (_kernel_gradient_on_cpu(form, x, gradient), kernel_by_xla),
   )
-  return tuple(
-    jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=by_xla)
-    if on_cpu
-    else by_xla(x, kernel, gradient)
-    for by_xla, on_cpu in choices
-  )
+  return tuple(_by_platform(*forms, x, kernel, gradient) for forms in choices)
 
 
 _conv2d = jax.custom_vjp(_evaluate, nondiff_argnums=(2, 3))
@@ -123,8 +126,6 @@ def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
   sizes = x.shape[:3]
   if form != (3, 1, 1) or x.dtype != jnp.float32 or any(map(jax.export.is_symbolic_dim, sizes)):
     return False
-  if _is_sharded_explicitly():
-    return False
   few, many = sorted((x.shape[3], features))
   tiles = sizes[0] * (sizes[1] // winograd.TILE) * (sizes[2] // winograd.TILE)
   # So do those of the images with few channels.
@@ -132,21 +133,10 @@ def _winograd_pays(form, x, features, least=2**18, most_per_tile=8):
   return is_wide and tiles * few * many >= least
 
 
-def _is_sharded_explicitly():
-  """Whether JAX's types say which devices hold what: then pixels of all images are not one axis.
-
-  They do within `jax.set_mesh` of a mesh with explicit axes, without which JAX has no gradients of
-  convolutions there.
-  """
-  return bool(jax.sharding.get_abstract_mesh().explicit_axes)
-
-
 def _input_gradient_on_cpu(form, x, gradient):
   """Another form than XLA's, or None."""
   if _winograd_pays(form, x, gradient.shape[3]):
     return lambda x, kernel, gradient: winograd.input_gradient(kernel, gradient)
-  if _is_sharded_explicitly():
-    return None
   # 64 channels of 128 x 256, from 64: 21 to 15 ms. With fewer channels it makes no difference.
   return _input_gradient_of_stride_2 if form == (3, 2, 1) and x.shape[3] >= 64 else None
 
@@ -158,8 +148,6 @@ def _kernel_gradient_on_cpu(form, x, gradient):
   channels, and transposes both to get there.
   """
   channels, features = x.shape[3], gradient.shape[3]
-  if _is_sharded_explicitly():
-    return None
   if form == (1, 1, 0):
     return _kernel_gradient_of_1x1
   # 256 channels of one image of 8 x 16, 32 to a tile: 3.3 to 2.5 ms; 512: 20 to 40.
